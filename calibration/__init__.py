@@ -1,0 +1,1 @@
+"""What is measured and decided in PyTorch: checkpoints, spikes, prefixes, exclusions, smoothing, scales."""

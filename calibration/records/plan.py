@@ -1,0 +1,162 @@
+"""What is decided before a graph is written: prefix, folds, scales, exclusions. A plan saved to a file is a recipe."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import ClassVar, Literal
+
+import numpy as np
+from spikeexport.calibration.foundation.errors import PlanError
+from spikeexport.calibration.foundation.records import Artifact, Record
+from spikeexport.calibration.records.model_id import CalibrationInfo, ModelId
+
+ExcludedPrecision = Literal["w8a16", "fp16", "bf16", "fp32", "fp8"]
+FoldKind = Literal["norm", "up_down", "v_o"]
+
+
+class Prefix(Record):
+    """Tokens whose KV cache is baked in front of every sequence (QFeP), BOS included where it has a place.
+
+    Attributes:
+        ids: Token ids in order.
+        text: The same, decoded with special tokens.
+    """
+
+    ids: tuple[int, ...]
+    text: str
+
+
+class InputSite(Record):
+    """One tensor that feeds one or more quantised linears, with its static per-tensor scale.
+
+    Attributes:
+        name: Module path of the first linear that reads the tensor.
+        linears: Module paths of all linears that read it (q/k/v, gate/up), in the order of the module tree.
+        scale: Real value of one INT8 step: x is quantised to clip(round(x / scale), -128, 127).
+        ratio: The paper's spike ratio behind the prefix (None when it was not measured).
+    """
+
+    name: str
+    linears: tuple[str, ...]
+    scale: float
+    ratio: float | None = None
+
+
+class Exclusion(Record):
+    """A linear whose input stays unquantised.
+
+    Attributes:
+        linear: Module path.
+        precision: How its weight is stored and computed: "w8a16" is INT8 per-channel weights, dequantised.
+        why: One phrase for the reports, such as "ratio 2148 >= 20".
+    """
+
+    linear: str
+    precision: ExcludedPrecision
+    why: str
+
+
+class Fold(Record):
+    """A per-channel rescaling that leaves the function unchanged: producer / s, consumers' input columns * s.
+
+    Attributes:
+        kind: "norm" (norm weight / s), "up_down" (rows of up_proj / s) or "v_o" (rows of v_proj / s; s has one value
+            per KV channel and is repeated over the query heads of its group for o_proj's columns).
+        producer: Module path of the norm or linear that is divided (its bias too, where it has one).
+        consumers: Module paths of the linears whose input columns are multiplied.
+        scales: Key of the float32 vector s [producer's output channels] in the plan's tensors.
+    """
+
+    kind: FoldKind
+    producer: str
+    consumers: tuple[str, ...]
+    scales: str
+
+
+class Plan(Artifact):
+    """Everything that export needs beside the checkpoint.
+
+    Attributes:
+        sites: The quantised inputs with their scales; a linear in no site and in no exclusion is a mistake.
+        excluded: Linears that stay out of `sites`.
+        alpha: The ratio threshold that QFeM used, or None.
+        weights: "int8" (per output channel, symmetric) or "fp" (nothing is quantised).
+        decisions: Method and figures of each choice, for reports: plain words, never read by code.
+    """
+
+    KIND: ClassVar[str] = "plan"
+
+    model: ModelId
+    calibration: CalibrationInfo | None
+    prefix: Prefix | None
+    folds: tuple[Fold, ...]
+    sites: tuple[InputSite, ...]
+    excluded: tuple[Exclusion, ...]
+    alpha: float | None
+    weights: Literal["int8", "fp"]
+    decisions: dict[str, str]
+
+    @property
+    def quantized_linears(self) -> tuple[str, ...]:
+        """Module paths of all linears whose input and weight are INT8."""
+        return tuple(linear for site in self.sites for linear in site.linears) if self.weights == "int8" else ()
+
+    @property
+    def excluded_linears(self) -> tuple[str, ...]:
+        """Module paths of all linears left unquantised by choice."""
+        return tuple(exclusion.linear for exclusion in self.excluded)
+
+
+PlanTensors = dict[str, np.ndarray]
+"""The vectors that a plan's folds refer to: name -> float32 array."""
+
+
+def save_plan(plan: Plan, tensors: PlanTensors, path: Path) -> None:
+    """Writes a plan as `path` (JSON) with its tensors in a .safetensors file of the same stem beside it.
+
+    Raises:
+        SpikeExportError: The file system refused.
+    """
+    from safetensors.numpy import save_file
+    from spikeexport.calibration.foundation.files import staged_outputs
+
+    tensor_path = path.with_suffix(".safetensors")
+    targets = (tensor_path, path) if tensors else (path,)
+    with staged_outputs(*targets) as staging:
+        if tensors:
+            save_file(dict(sorted(tensors.items())), staging / tensor_path.name)
+        (staging / path.name).write_text(plan.to_json(), encoding="utf-8")
+
+
+def load_plan(path: Path) -> tuple[Plan, PlanTensors]:
+    """Reads what `save_plan` wrote.
+
+    Raises:
+        PlanError: A file is missing or malformed, or a fold's vector is absent, of another shape kind, not finite or
+            not positive.
+    """
+    plan = Plan.load(path)
+    if not plan.folds:
+        return plan, {}
+    return plan, _load_tensors(plan, path.with_suffix(".safetensors"))
+
+
+def _load_tensors(plan: Plan, path: Path) -> PlanTensors:
+    from safetensors import SafetensorError
+    from safetensors.numpy import load_file
+
+    try:
+        tensors = load_file(path)
+    except FileNotFoundError:
+        raise PlanError(
+            f"{path} is missing: the plan's folds keep their scales there; copy it beside the plan."
+        ) from None
+    except (SafetensorError, OSError) as error:
+        raise PlanError(f"{path} cannot be read ({error}): save the recipe again.") from error
+    for fold in plan.folds:
+        vector = tensors.get(fold.scales)
+        if vector is None or vector.ndim != 1 or vector.dtype != np.float32:
+            raise PlanError(f"{path}: {fold.scales} must be a float32 vector for the fold of {fold.producer}.")
+        if not (np.isfinite(vector).all() and (vector > 0).all()):
+            raise PlanError(f"{path}: {fold.scales} holds values that are not finite and > 0; save the recipe again.")
+    return tensors

@@ -1,0 +1,1 @@
+"""ONNX graphs: building the portable decoder and rewriting it for each backend."""
