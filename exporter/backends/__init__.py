@@ -1,0 +1,1 @@
+"""What compiles a portable .onnx into something that runs fast: one sub-package per backend, listed in `registry`."""

@@ -1,0 +1,1 @@
+"""TensorRT, and everything that its sibling TensorRT-RTX shares with it: one driver, parameterised by the module."""

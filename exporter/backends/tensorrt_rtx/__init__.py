@@ -1,0 +1,1 @@
+"""TensorRT-RTX: engines built ahead of time for given compute capabilities, without a GPU."""
