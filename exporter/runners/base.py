@@ -20,12 +20,15 @@ class CausalRunner(ABC):
 
     Attributes:
         name: What the user called the subject, for reports.
-        tokenizer: The subject's Hugging Face tokenizer; callers encode with `add_special_tokens=False`.
+        tokenizer: The subject's Hugging Face tokenizer.
         prefix_ids: Ids of the prefix baked into the subject (QFeP); callers never feed them. Empty without one.
         bos_id: Id to put before a text; None when the prefix stands in its place or the tokenizer has none.
         eos_ids: Ids that end a generation.
         max_positions: Tokens that fit behind the prefix: BOS, prompt and generated ones together.
         vocab_size: V, the last axis of the logits.
+        max_batch: Largest B that the subject was built for; None = no limit.
+        prefix_logits: float32 [V] behind the prefix alone (they predict the first token of a text); None without a
+            prefix, or where the subject does not keep them.
     """
 
     name: str
@@ -35,6 +38,8 @@ class CausalRunner(ABC):
     eos_ids: tuple[int, ...]
     max_positions: int
     vocab_size: int
+    max_batch: int | None = None
+    prefix_logits: np.ndarray | None = None
 
     @abstractmethod
     def prefill(
@@ -64,7 +69,7 @@ class CausalRunner(ABC):
             Logits float32 [B, S', V] and the new cache.
         """
 
-    def close(self) -> None:
+    def close(self) -> None:  # noqa: B027 (nothing to release is the usual case)
         """Releases sessions, engines and memory; the runner cannot be used afterwards."""
 
     def __enter__(self) -> Self:
