@@ -1,0 +1,7 @@
+"""placeholder"""
+
+from pathlib import Path
+
+
+def converted_gguf(file: Path) -> Path:
+    raise NotImplementedError

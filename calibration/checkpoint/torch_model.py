@@ -1,0 +1,106 @@
+"""The checkpoint as a PyTorch model that reads its weights from the mapped files."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from spikeexport.calibration.checkpoint.checkpoint import Checkpoint
+from spikeexport.calibration.checkpoint.quiet import quiet_transformers
+from spikeexport.calibration.foundation.errors import CheckpointError, one_line
+from spikeexport.calibration.foundation.progress import track
+
+if TYPE_CHECKING:
+    import torch
+    from transformers import PreTrainedModel
+
+
+def load_model(
+    checkpoint: Checkpoint, dtype: torch.dtype | None = None, *, attn_implementation: str = "sdpa"
+) -> PreTrainedModel:
+    """Loads the checkpoint for inference on the CPU.
+
+    Weights whose dtype and layout are the model's stay views of the mapped files; the rest is cast or merged into
+    memory. The model is in eval mode and no parameter asks for a gradient.
+
+    Args:
+        checkpoint: An opened checkpoint.
+        dtype: The parameters' dtype, `torch.float32` when None.
+        attn_implementation: "sdpa" or "eager" (which exposes attention weights).
+
+    Raises:
+        CheckpointError: A weight is missing, left over, of another shape than the configuration says, or holds NaN
+            or infinite values; the message names it.
+    """
+    import torch
+
+    check_finite(checkpoint)
+    model, report = _from_pretrained(checkpoint, dtype or torch.float32, attn_implementation)
+    _require_complete(checkpoint, report)
+    return model.requires_grad_(False).eval()
+
+
+def check_finite(checkpoint: Checkpoint) -> None:
+    """Reads every floating-point tensor once and refuses NaN and infinite values.
+
+    Raises:
+        CheckpointError: Names the first tensor that holds one.
+    """
+    import torch
+
+    for name in track(checkpoint.tensor_names(), "Checking weights"):
+        tensor = checkpoint.read_tensor(name)
+        if not tensor.is_floating_point() or tensor.numel() == 0:
+            continue
+        extremes = torch.stack(torch.aminmax(tensor)).float()
+        if not torch.isfinite(extremes).all():
+            found = "NaN" if extremes.isnan().any() else "infinite"
+            raise CheckpointError(
+                f"{checkpoint.store.entries[name].file}: tensor {name} holds {found} values, expected finite weights: "
+                "the checkpoint is damaged; download or convert it again."
+            )
+
+
+def _from_pretrained(
+    checkpoint: Checkpoint, dtype: torch.dtype, attn_implementation: str
+) -> tuple[PreTrainedModel, dict[str, Any]]:
+    from transformers import AutoModelForCausalLM
+
+    try:
+        with quiet_transformers():
+            return AutoModelForCausalLM.from_pretrained(
+                checkpoint.folder,
+                config=checkpoint.config,
+                dtype=dtype,
+                attn_implementation=attn_implementation,
+                trust_remote_code=checkpoint.trust_remote_code,
+                use_safetensors=True,
+                local_files_only=True,
+                ignore_mismatched_sizes=True,
+                output_loading_info=True,
+            )
+    except Exception as error:
+        raise CheckpointError(
+            f"{checkpoint.folder} cannot be loaded as {checkpoint.config.model_type} "
+            f"({type(error).__name__}: {one_line(error, 240)}): config.json and the weights do not belong together."
+        ) from error
+
+
+def _require_complete(checkpoint: Checkpoint, report: dict[str, Any]) -> None:
+    where = f"{checkpoint.folder}: config.json doesn't match the weights"
+    if mismatched := sorted(report["mismatched_keys"]):
+        name, found, expected = mismatched[0]
+        raise CheckpointError(
+            f"{where}: tensor {name} has shape {list(found)}, the configuration expects {list(expected)}"
+            f"{_and_more(mismatched)}; take both from the same checkpoint."
+        )
+    for key, what in (("missing_keys", "lacks"), ("unexpected_keys", "has more than the configuration expects:")):
+        if names := sorted(report[key]):
+            raise CheckpointError(
+                f"{where}: the checkpoint {what} {names[0]}{_and_more(names)}; take both from the same checkpoint."
+            )
+    if errors := report.get("error_msgs"):
+        raise CheckpointError(f"{where}: {one_line(errors[0] if isinstance(errors, list) else errors)}.")
+
+
+def _and_more(items: list[Any]) -> str:
+    return f" (and {len(items) - 1} more)" if len(items) > 1 else ""

@@ -1,0 +1,6 @@
+"""Text and what is cut from it: sources, token windows for calibration and evaluation."""
+
+from spikeexport.calibration.text.evaluation import evaluation_windows
+from spikeexport.calibration.text.reading import join_documents, read_text
+
+__all__ = ["evaluation_windows", "join_documents", "read_text"]
