@@ -99,7 +99,8 @@ class Checkpoint:
                 settings = GenerationConfig.from_model_config(self.config)
         except (OSError, ValueError) as error:
             raise CheckpointError(
-                f"{self.folder / 'generation_config.json'} cannot be read ({one_line(error, 160)}): correct or remove it."
+                f"{self.folder / 'generation_config.json'} cannot be read ({one_line(error, 160)}): "
+                "correct or remove it."
             ) from error
         kept = settings.to_diff_dict()
         return {key: value for key, value in kept.items() if key not in ("transformers_version", "_from_model_config")}

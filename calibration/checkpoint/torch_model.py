@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 
 def load_model(
-    checkpoint: Checkpoint, dtype: torch.dtype | None = None, *, attn_implementation: str = "sdpa"
+    checkpoint: Checkpoint, dtype: torch.dtype | None = None, *, attn_implementation: str | None = None
 ) -> PreTrainedModel:
     """Loads the checkpoint for inference on the CPU.
 
@@ -25,7 +25,8 @@ def load_model(
     Args:
         checkpoint: An opened checkpoint.
         dtype: The parameters' dtype, `torch.float32` when None.
-        attn_implementation: "sdpa" or "eager" (which exposes attention weights).
+        attn_implementation: "sdpa", "eager" (which exposes attention weights), or None for transformers' own choice:
+            "sdpa" wherever the architecture has it.
 
     Raises:
         CheckpointError: A weight is missing, left over, of another shape than the configuration says, or holds NaN
@@ -61,7 +62,7 @@ def check_finite(checkpoint: Checkpoint) -> None:
 
 
 def _from_pretrained(
-    checkpoint: Checkpoint, dtype: torch.dtype, attn_implementation: str
+    checkpoint: Checkpoint, dtype: torch.dtype, attn_implementation: str | None
 ) -> tuple[PreTrainedModel, dict[str, Any]]:
     from transformers import AutoModelForCausalLM
 
