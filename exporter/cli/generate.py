@@ -1,0 +1,40 @@
+"""`spikeexport generate`."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+from spikeexport.cli.answer import Answer, Stdout
+from spikeexport.cli.parameters import Subject
+from spikeexport.defaults import MAX_NEW_TOKENS
+
+
+def run(
+    stdout: Stdout,
+    subject: Subject,
+    prompt: Annotated[str, typer.Argument(metavar="PROMPT", help="Text to continue.")],
+    max_new_tokens: Annotated[
+        int, typer.Option("--max-new-tokens", metavar="N", min=1, help="Most tokens to generate.")
+    ] = MAX_NEW_TOKENS,
+    temperature: Annotated[
+        float, typer.Option("--temperature", metavar="T", min=0.0, help="0 takes the best token, more samples.")
+    ] = 0.0,
+    seed: Annotated[int, typer.Option("--seed", metavar="S", help="Seed of the sampling.")] = 0,
+    chat: Annotated[bool, typer.Option("--chat", help="Take the prompt as a chat message.")] = False,
+) -> Answer:
+    """Continue a prompt, streaming the text."""
+    from spikeexport.generate import generate
+
+    if not chat:
+        stdout.write(prompt)
+    result = generate(
+        subject,
+        prompt,
+        max_new_tokens=max_new_tokens,
+        temperature=temperature,
+        seed=seed,
+        chat=chat,
+        on_text=stdout.write,
+    )
+    return Answer(result.to_json(), "")

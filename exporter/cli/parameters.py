@@ -1,0 +1,45 @@
+"""Arguments and options that several commands share, so that each is described once."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from spikeexport.defaults import SELF_TEXT, SEQLEN
+
+Model = Annotated[str, typer.Argument(metavar="MODEL", help="Hugging Face folder, hub id or .gguf file.")]
+Subject = Annotated[
+    str, typer.Argument(metavar="SUBJECT", help="A MODEL, an .onnx that `export` wrote or a folder that `build` wrote.")
+]
+Calibration = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--calibration",
+        metavar="TEXT",
+        help="Calibration text: .txt/.raw, .jsonl, a dataset id, or self (sampled from the model). "
+        "Repeatable: ranges are taken over all of them.  [default: self]",
+        show_default=False,
+    ),
+]
+Samples = Annotated[int | None, typer.Option("--samples", metavar="N", min=1, help="Calibration samples.")]
+CalibrationSeqlen = Annotated[int | None, typer.Option("--seqlen", metavar="L", min=2, help="Tokens per sample.")]
+Text = Annotated[
+    str | None,
+    typer.Option(
+        "--text",
+        metavar="TEXT",
+        help="Text to judge on: .txt/.raw, .jsonl, a dataset id, or self.  [default: self]",
+        show_default=False,
+    ),
+]
+Seqlen = Annotated[
+    int | None,
+    typer.Option("--seqlen", metavar="L", min=2, help=f"Tokens per window.  [default: {SEQLEN}]", show_default=False),
+]
+Html = Annotated[Path | None, typer.Option("--html", metavar="FILE", help="Also write a report to read.")]
+
+
+def calibration_sources(named: list[str] | None) -> tuple[str, ...]:
+    """Returns the calibration texts that the user named, or the default."""
+    return tuple(named) if named else (SELF_TEXT,)

@@ -1,0 +1,1 @@
+"""Comparing two subjects on the same tokens: at the logits, and layer by layer inside."""

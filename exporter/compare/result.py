@@ -1,0 +1,147 @@
+"""What a comparison found, as data for JSON, reports and thresholds."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+from spikeexport.compare.divergence import WindowDivergence
+from spikeexport.compare.layers import LayerError, first_bad_layer
+from spikeexport.compare.signal import SignalError
+from spikeexport.perplexity import mean_interval, perplexity
+
+
+@dataclass(frozen=True)
+class BehindPrefix:
+    """The reference run behind the candidate's prefix: what is left is quantisation alone.
+
+    Attributes:
+        windows: Per window, this reference against the candidate.
+    """
+
+    windows: tuple[WindowDivergence, ...]
+
+    def to_json(self) -> dict[str, Any]:
+        """Returns plain values."""
+        return {
+            "perplexity": perplexity(float(_window_means(self.windows, "reference_nll").mean())),
+            "kl_divergence": _mean(self.windows, "kl"),
+            "top1_agreement": _mean(self.windows, "top1"),
+        }
+
+
+@dataclass(frozen=True)
+class WorstWindow:
+    """One of the windows where the predictions are furthest apart.
+
+    Attributes:
+        index: Its number among the compared windows.
+        kl: Mean KL divergence, in nats.
+        reference_perplexity: Under the reference.
+        candidate_perplexity: Under the candidate.
+        tokens: The tokens' text, in order.
+        token_kl: KL divergence of the prediction of each token, in nats.
+    """
+
+    index: int
+    kl: float
+    reference_perplexity: float
+    candidate_perplexity: float
+    tokens: tuple[str, ...]
+    token_kl: tuple[float, ...]
+
+    def to_json(self) -> dict[str, Any]:
+        """Returns plain values."""
+        return {
+            "index": self.index,
+            "kl": self.kl,
+            "perplexity": {"reference": self.reference_perplexity, "candidate": self.candidate_perplexity},
+            "text": "".join(self.tokens),
+            "tokens": [[token, round(kl, 5)] for token, kl in zip(self.tokens, self.token_kl, strict=True)],
+        }
+
+
+@dataclass(frozen=True)
+class CompareResult:
+    """Candidate against reference.
+
+    Attributes:
+        candidate: Name of the subject that is judged.
+        reference: Name of the subject that it should equal.
+        text: Name of the text.
+        seqlen: Tokens per window.
+        windows: Per window, what differs.
+        logits: Error of the raw logits.
+        layers: Error by layer, in the order of the graph; empty where the inside was not compared.
+        worst_windows: The windows furthest apart, worst first.
+        behind_prefix: The same against the reference behind the candidate's prefix, or None.
+        facts: What the candidate is made of (`inspect`'s object), or empty.
+        seconds: Time taken.
+        failures: Thresholds that were not met, one line each.
+    """
+
+    candidate: str
+    reference: str
+    text: str
+    seqlen: int
+    windows: tuple[WindowDivergence, ...]
+    logits: SignalError
+    layers: tuple[LayerError, ...]
+    worst_windows: tuple[WorstWindow, ...]
+    behind_prefix: BehindPrefix | None
+    facts: dict[str, Any]
+    seconds: float
+    failures: tuple[str, ...] = field(default=())
+
+    def to_json(self) -> dict[str, Any]:
+        """Returns the object that `compare --json` prints."""
+        return {
+            "candidate": self.candidate,
+            "reference": self.reference,
+            "text": self.text,
+            "windows": len(self.windows),
+            "seqlen": self.seqlen,
+            "tokens": sum(len(window.kl) for window in self.windows),
+            "perplexity": self._perplexity(),
+            "kl_divergence": _mean(self.windows, "kl"),
+            "top1_agreement": _mean(self.windows, "top1"),
+            "top5_agreement": _mean(self.windows, "top5"),
+            "logits": {
+                "cosine": self.logits.cosine,
+                "snr_db": self.logits.snr_db,
+                "max_abs": self.logits.max_abs,
+            },
+            "behind_prefix": self.behind_prefix.to_json() if self.behind_prefix else None,
+            "kl_by_position": self._kl_by_position(),
+            "layers": [layer.to_json() for layer in self.layers],
+            "first_bad_layer": first_bad_layer(self.layers),
+            "worst_windows": [window.to_json() for window in self.worst_windows],
+            "candidate_facts": self.facts,
+            "failures": list(self.failures),
+            "seconds": self.seconds,
+        }
+
+    def _perplexity(self) -> dict[str, Any]:
+        expected = _window_means(self.windows, "reference_nll")
+        found = _window_means(self.windows, "candidate_nll")
+        return {
+            "reference": perplexity(float(expected.mean())),
+            "candidate": perplexity(float(found.mean())),
+            "ratio": perplexity(float((found - expected).mean())),
+            "reference_interval": [perplexity(end) for end in mean_interval(expected)],
+            "candidate_interval": [perplexity(end) for end in mean_interval(found)],
+            # Windows differ far more from each other than the subjects do: the ratio's interval pairs them.
+            "ratio_interval": [perplexity(end) for end in mean_interval(found - expected)],
+        }
+
+    def _kl_by_position(self) -> list[float]:
+        return [round(float(kl), 6) for kl in np.stack([window.kl for window in self.windows]).mean(axis=0)]
+
+
+def _window_means(windows: tuple[WindowDivergence, ...], name: str) -> np.ndarray:
+    return np.array([getattr(window, name).mean() for window in windows])
+
+
+def _mean(windows: tuple[WindowDivergence, ...], name: str) -> float:
+    return float(_window_means(windows, name).mean())

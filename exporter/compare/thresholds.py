@@ -1,0 +1,63 @@
+"""`--fail-above METRIC=VALUE`: the figures that a comparison may be held to."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any
+
+from spikeexport.calibration.foundation.errors import UsageError
+
+METRICS: dict[str, Callable[[Mapping[str, Any]], float]] = {
+    "perplexity_ratio": lambda data: data["perplexity"]["ratio"],
+    "perplexity": lambda data: data["perplexity"]["candidate"],
+    "kl": lambda data: data["kl_divergence"],
+    "kl_divergence": lambda data: data["kl_divergence"],
+    "kl_worst_window": lambda data: max(window["kl"] for window in data["worst_windows"]),
+    "top1_disagreement": lambda data: 1 - data["top1_agreement"],
+    "top5_disagreement": lambda data: 1 - data["top5_agreement"],
+    "logits_max_abs": lambda data: data["logits"]["max_abs"],
+}
+"""Name -> how it is read from the comparison's JSON; all of them are better when smaller."""
+
+
+def parse_thresholds(pairs: Iterable[str]) -> dict[str, float]:
+    """Reads `METRIC=VALUE` pairs.
+
+    Raises:
+        UsageError: A pair is malformed or names an unknown metric; the known ones are listed.
+    """
+    return check_thresholds(dict(_parse_pair(pair) for pair in pairs))
+
+
+def check_thresholds(thresholds: Mapping[str, float]) -> dict[str, float]:
+    """Returns the thresholds when all metrics are known.
+
+    Raises:
+        UsageError: One is unknown; the known ones are listed.
+    """
+    for metric in thresholds:
+        if metric not in METRICS:
+            raise UsageError(f"Unknown metric {metric!r} for --fail-above: choose among {', '.join(METRICS)}.")
+    return dict(thresholds)
+
+
+def failures(data: Mapping[str, Any], thresholds: Mapping[str, float]) -> tuple[str, ...]:
+    """Returns one line for each metric of the comparison that lies above its threshold."""
+    found = {metric: METRICS[metric](data) for metric in thresholds}
+    return tuple(
+        f"{metric} is {found[metric]:.6g}, above {limit:g}"
+        for metric, limit in thresholds.items()
+        if found[metric] > limit
+    )
+
+
+def _parse_pair(pair: str) -> tuple[str, float]:
+    metric, equals, value = pair.partition("=")
+    try:
+        limit = float(value)
+    except ValueError:
+        limit = math.nan
+    if not equals or not math.isfinite(limit):
+        raise UsageError(f"--fail-above {pair!r}: write METRIC=VALUE with a number, such as kl=0.05.")
+    return metric.strip(), limit

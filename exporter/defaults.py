@@ -1,0 +1,18 @@
+"""Defaults that the command line shows and the Python functions use; nothing heavy is imported here."""
+
+from __future__ import annotations
+
+SEQLEN = 512
+"""Tokens per window of evaluation text."""
+
+WINDOWS = 16
+"""Windows that `compare` looks at, and that are sampled where no text is named."""
+
+LAYER_WINDOWS = 2
+"""Windows on which `compare` looks inside."""
+
+MAX_NEW_TOKENS = 128
+"""Most tokens of a generation."""
+
+SELF_TEXT = "self"
+"""Name of text that is sampled from the model or subject itself."""

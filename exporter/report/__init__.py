@@ -1,0 +1,1 @@
+"""Reports to read: self-contained HTML files with their plots inside."""

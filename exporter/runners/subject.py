@@ -1,0 +1,59 @@
+"""What a SUBJECT is: a MODEL, an .onnx file that `export` wrote, or a folder that `build` wrote."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, Literal
+
+from spikeexport.backends.manifest import MANIFEST_NAME, load_manifest
+from spikeexport.calibration.foundation.errors import SpikeExportError
+from spikeexport.runners.base import CausalRunner
+
+SubjectKind = Literal["model", "onnx", "built"]
+
+
+def subject_kind(subject: str | Path) -> SubjectKind:
+    """Tells what `subject` names, from its form and the files there.
+
+    Raises:
+        SpikeExportError: It looks like an .onnx file, which is not there.
+    """
+    path = Path(subject)
+    if path.suffix == ".onnx":
+        if not path.is_file():
+            raise SpikeExportError(f"{path} does not exist: check the path, or write it with `spikeexport export`.")
+        return "onnx"
+    if path.name == MANIFEST_NAME or (path / MANIFEST_NAME).is_file():
+        return "built"
+    return "model"
+
+
+def built_folder(subject: str | Path) -> Path:
+    """Returns the folder of a built subject that was named by itself or by its engine.json."""
+    path = Path(subject)
+    return path.parent if path.name == MANIFEST_NAME else path
+
+
+def open_subject(subject: str | Path, **options: Any) -> CausalRunner:
+    """Opens any SUBJECT as a runner.
+
+    Args:
+        subject: A MODEL (folder, hub id, .gguf), an .onnx file or a built folder.
+        **options: Passed on to the runner of that kind.
+
+    Raises:
+        SpikeExportError: The subject is missing or damaged, or cannot run on this machine; the message says why.
+    """
+    kind = subject_kind(subject)
+    if kind == "onnx":
+        from spikeexport.runners.onnx_runner import open_onnx_runner
+
+        return open_onnx_runner(Path(subject), **options)
+    if kind == "built":
+        from spikeexport.backends.registry import open_backend
+
+        folder = built_folder(subject)
+        return open_backend(load_manifest(folder).backend).runner(folder, **options)
+    from spikeexport.runners.torch_runner import open_torch_runner
+
+    return open_torch_runner(str(subject), **options)

@@ -1,0 +1,75 @@
+"""Feeding token windows to a runner so that every subject predicts the same tokens, with BOS, a prefix or neither."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+from spikeexport.calibration.foundation.errors import UsageError
+from spikeexport.runners.base import CausalRunner
+
+_TOKENS_PER_CALL = 2048
+_LOGIT_BYTES_PER_CALL = 512 * 2**20
+
+
+@dataclass(frozen=True)
+class WindowPredictions:
+    """Next-token logits for a batch of windows.
+
+    Attributes:
+        logits: float32 [B, S - first, V]; row t predicts token `first + t` of its window.
+        first: Index of the first token that is predicted: 0 behind BOS or a prefix, 1 where nothing stands in front.
+    """
+
+    logits: np.ndarray
+    first: int
+
+
+def predict_windows(runner: CausalRunner, windows: np.ndarray, *, bos: bool = True) -> WindowPredictions:
+    """Predicts every token of each window from the ones before it.
+
+    BOS goes in front of a window where the runner has one; behind a baked prefix the first token is predicted by the
+    logits that the subject keeps of its prefix.
+
+    Args:
+        runner: The subject.
+        windows: int64 [B, S] token ids.
+        bos: Whether BOS goes in front; a prefix stays, since it is part of the subject.
+    """
+    if bos and runner.bos_id is not None:
+        column = np.full((len(windows), 1), runner.bos_id, dtype=np.int64)
+        logits, _ = runner.prefill(np.concatenate([column, windows[:, :-1]], axis=1))
+        return WindowPredictions(logits, 0)
+    logits, _ = runner.prefill(windows[:, :-1])
+    if runner.prefix_logits is None:
+        return WindowPredictions(logits, 1)
+    first = np.broadcast_to(runner.prefix_logits, (len(windows), 1, runner.vocab_size))
+    return WindowPredictions(np.concatenate([first, logits], axis=1), 0)
+
+
+def window_batches(runner: CausalRunner, windows: np.ndarray) -> Iterator[np.ndarray]:
+    """Cuts windows [N, S] into batches that fit the subject and keep their logits within half a gigabyte.
+
+    Raises:
+        UsageError: A window is longer than the subject takes.
+    """
+    seqlen = windows.shape[1]
+    require_room(runner, seqlen)
+    fitting = min(_TOKENS_PER_CALL // seqlen, _LOGIT_BYTES_PER_CALL // (4 * seqlen * runner.vocab_size))
+    size = max(1, min(fitting, runner.max_batch or fitting))
+    for start in range(0, len(windows), size):
+        yield windows[start : start + size]
+
+
+def require_room(runner: CausalRunner, tokens: int) -> None:
+    """Refuses sequences that do not fit behind the subject's prefix.
+
+    Raises:
+        UsageError: `tokens` are more than the subject takes.
+    """
+    if tokens > runner.max_positions:
+        raise UsageError(
+            f"{runner.name} takes at most {runner.max_positions} tokens, {tokens} were asked for: "
+            "choose shorter sequences, or build it for longer ones."
+        )
