@@ -1,0 +1,72 @@
+"""Gives excluded linears the floating-point precision that the plan asks for."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import onnx_ir as ir
+from spikeexport.calibration.foundation.errors import GraphError
+from spikeexport.calibration.records.plan import Exclusion
+from spikeexport.graphs.insertion import NodeInserter
+from spikeexport.graphs.passes.linears import named_matmuls
+from spikeexport.graphs.weights import LazyWeight, lazy_weight
+
+_DTYPES = {"fp16": ir.DataType.FLOAT16, "bf16": ir.DataType.BFLOAT16, "fp32": ir.DataType.FLOAT}
+
+
+class KeepExcluded(ir.passes.InPlacePass):
+    """Excluded linears of precision fp16, bf16 or fp32 keep a floating-point weight of that type.
+
+    Where it differs from the graph's type, the MatMul's input is cast to it and the result back. "w8a16" is left to
+    `QuantizeWeights`.
+    """
+
+    def __init__(self, excluded: Sequence[Exclusion]) -> None:
+        """Takes the plan's exclusions."""
+        self._excluded = excluded
+
+    def call(self, model: ir.Model) -> ir.passes.PassResult:
+        """Rewrites `model` in place.
+
+        Raises:
+            GraphError: An excluded linear is not in the graph, or its precision is not supported.
+        """
+        matmuls = named_matmuls(model.graph)
+        modified = False
+        for exclusion in self._excluded:
+            node = matmuls.get(exclusion.linear)
+            if node is None:
+                raise GraphError(
+                    f"The plan excludes {exclusion.linear}, which the graph does not have: make the plan again."
+                )
+            if exclusion.precision == "w8a16":
+                continue
+            if exclusion.precision not in _DTYPES:
+                raise GraphError(
+                    f"{exclusion.linear}: an excluded linear in {exclusion.precision} cannot be written yet; choose "
+                    f"one of w8a16, {', '.join(_DTYPES)} with --excluded-precision."
+                )
+            modified |= _set_precision(model.graph, node, exclusion.linear, _DTYPES[exclusion.precision])
+        return ir.passes.PassResult(model, modified=modified)
+
+
+def _set_precision(graph: ir.Graph, node: ir.Node, linear: str, dtype: ir.DataType) -> bool:
+    value, source, output = node.inputs[1], node.inputs[0], node.outputs[0]
+    if value is None or source is None or not value.is_initializer() or value.dtype == dtype:
+        return False
+    weight, before = lazy_weight(value), output.dtype
+    value.const_value = LazyWeight(str(value.name), weight.read_float32, weight.shape.numpy(), dtype)
+    value.type = ir.TensorType(dtype)
+    put = NodeInserter(graph, node)
+    node.replace_input_with(
+        0, put("Cast", source, name=f"{linear}/CastInput", dtype=dtype, shape=source.shape, to=dtype)
+    )
+    output.type = ir.TensorType(dtype)
+    cast = ir.node("Cast", [output], attributes={"to": before}, name=f"{linear}/CastOutput")
+    graph.insert_after(node, cast)
+    cast.outputs[0].name, cast.outputs[0].shape = f"{linear}/CastOutput/output", output.shape
+    cast.outputs[0].type = ir.TensorType(before)  # type: ignore[arg-type]
+    for reader, index in list(output.uses()):
+        if reader is not cast:
+            reader.replace_input_with(index, cast.outputs[0])
+    return True

@@ -1,0 +1,101 @@
+"""Stores linears' weights as INT8 codes with a scale per output channel."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import onnx_ir as ir
+from spikeexport.calibration.foundation.errors import GraphError
+from spikeexport.graphs.insertion import NodeInserter
+from spikeexport.graphs.passes.linears import named_matmuls
+from spikeexport.graphs.quantize import quantize_weight, weight_scales
+from spikeexport.graphs.weights import LazyWeight, lazy_weight, set_weight
+
+
+class QuantizeWeights(ir.passes.InPlacePass):
+    """`<module>.weight_t` becomes DequantizeLinear(`<module>.weight_q` int8 [in, out], `<module>.weight_scale` [out]).
+
+    Scales are float32, computed from the float32 weight after folds; codes are computed while the file is written.
+    In an FP16 or BF16 graph a Cast follows the DequantizeLinear.
+    """
+
+    def __init__(self, linears: Sequence[str]) -> None:
+        """Takes module paths of the linears to store as INT8."""
+        self._linears = linears
+
+    def call(self, model: ir.Model) -> ir.passes.PassResult:
+        """Rewrites `model` in place.
+
+        Raises:
+            GraphError: A linear is not in the graph, or its weight holds NaN or infinity.
+        """
+        matmuls = named_matmuls(model.graph)
+        modified = False
+        for linear in self._linears:
+            if linear not in matmuls:
+                raise GraphError(f"The plan quantises {linear}, which the graph does not have: make the plan again.")
+            if f"{linear}.weight_q" not in model.graph.initializers:
+                quantise_linear(model.graph, matmuls[linear], linear)
+                modified = True
+        return ir.passes.PassResult(model, modified=modified)
+
+
+def quantise_linear(graph: ir.Graph, node: ir.Node, linear: str) -> None:
+    """Replaces the weight initializer of one MatMul by INT8 codes and a DequantizeLinear (plus Cast).
+
+    Raises:
+        GraphError: The weight is not an initializer, or holds NaN or infinity.
+    """
+    value = node.inputs[1]
+    if value is None or not value.is_initializer():
+        raise GraphError(f"{linear}: the weight is computed in the graph, so that it cannot be stored as INT8.")
+    weight = lazy_weight(value)
+    node.replace_input_with(1, insert_int8_weight(graph, node, linear, weight))
+    if not value.uses():
+        del graph.initializers[str(value.name)]
+
+
+def insert_int8_weight(graph: ir.Graph, node: ir.Node, linear: str, weight: LazyWeight) -> ir.Value:
+    """Inserts codes, scales and DequantizeLinear (plus Cast to the weight's type) before `node`.
+
+    Args:
+        graph: The graph, changed in place.
+        node: The MatMul.
+        linear: Module path, used in names.
+        weight: [in, out].
+
+    Returns:
+        The dequantised weight [in, out] in the weight's type.
+
+    Raises:
+        GraphError: The weight holds NaN or infinity.
+    """
+    try:
+        scales = weight_scales(weight.read_float32())
+    except ValueError as error:
+        raise GraphError(f"{linear}: {error}: the checkpoint is damaged.") from None
+    shape = weight.shape
+    codes = ir.LazyTensor(
+        lambda: ir.tensor(quantize_weight(weight.read_float32(), scales)),
+        dtype=ir.DataType.INT8,
+        shape=shape,
+        name=f"{linear}.weight_q",
+    )
+    put = NodeInserter(graph, node)
+    quantised = set_weight(graph, codes)
+    scale = put.constant(f"{linear}.weight_scale", scales)
+    zero = put.constant(f"{linear}.weight_zero_point", np.zeros(scales.shape, np.int8))
+    result = put(
+        "DequantizeLinear",
+        quantised,
+        scale,
+        zero,
+        name=f"{linear}/weight/DequantizeLinear",
+        dtype=ir.DataType.FLOAT,
+        shape=shape,
+        axis=1,
+    )
+    if weight.dtype == ir.DataType.FLOAT:
+        return result
+    return put("Cast", result, name=f"{linear}/weight/Cast", dtype=weight.dtype, shape=shape, to=weight.dtype)

@@ -1,0 +1,41 @@
+"""Writing a graph as one .onnx file and one file of external data."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import onnx_ir as ir
+from spikeexport.calibration.foundation.progress import progress_bar
+
+INLINE_BYTES = 1024
+"""Tensors up to this size stay inside the .onnx, where scales and shapes can be read without the data file."""
+
+_ALIGNMENT = 65536
+_ALIGN_FROM_BYTES = 65536
+
+
+def data_name(onnx_name: str) -> str:
+    """Returns the file name of the external data that belongs to a .onnx file's name."""
+    return f"{onnx_name}.data"
+
+
+def save_model(model: ir.Model, path: Path) -> None:
+    """Writes `path` and, beside it, its external data; lazy tensors are evaluated one at a time.
+
+    Large tensors start at multiples of 64 KiB, so that they can be memory-mapped on every platform.
+
+    Raises:
+        OSError: The file system refused; what was written stays for the caller (a staging folder) to remove.
+        GraphError: A weight cannot be stored in the graph's type.
+    """
+    total = len(model.graph.initializers)
+    with progress_bar(f"Writing {path.name}", total) as advance:
+        ir.save(
+            model,
+            path,
+            external_data=data_name(path.name),
+            size_threshold_bytes=INLINE_BYTES,
+            alignment=_ALIGNMENT,
+            align_threshold=_ALIGN_FROM_BYTES,
+            callback=lambda tensor, info: advance(),
+        )
