@@ -1,0 +1,106 @@
+"""The backend that TensorRT and TensorRT-RTX share: build in a subprocess, read back the truth, open the runner."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, ClassVar
+
+from spikeexport.backends.base import Backend, BuildOptions
+from spikeexport.backends.manifest import Compiled, Target, load_manifest
+from spikeexport.backends.tensorrt.flavor import Flavor
+from spikeexport.backends.tensorrt.gpus import ask_gpus
+from spikeexport.backends.tensorrt.inspector_json import read_inspector
+from spikeexport.backends.tensorrt.layer_log import read_layer_log
+from spikeexport.backends.tensorrt.layers import EngineLayer
+from spikeexport.backends.tensorrt.limits import max_positions
+from spikeexport.backends.tensorrt.probe import probe
+from spikeexport.backends.tensorrt.profiles import Limits
+from spikeexport.backends.tensorrt.request import BuildAnswer, BuildRequest
+from spikeexport.backends.tensorrt.subprocess_build import build_in_subprocess
+from spikeexport.backends.tensorrt.truth import engine_truth
+from spikeexport.calibration.foundation.errors import BackendError
+from spikeexport.calibration.foundation.progress import warn
+from spikeexport.graphs.tensorrt.lint import lint, reasons_by_module
+from spikeexport.graphs.tensorrt.roles import find_roles
+
+if TYPE_CHECKING:
+    from spikeexport.graphs.reading import PortableModel
+    from spikeexport.runners.base import CausalRunner
+
+
+class TensorRtFamily(Backend):
+    """One driver for both libraries; a subclass names its flavour."""
+
+    flavor: ClassVar[Flavor]
+
+    def why_unavailable(self) -> str | None:
+        """Tries the library, and asks for a GPU where building needs one."""
+        flavor = self.flavor
+        found = probe(flavor)
+        no_gpu = ask_gpus().why_none if flavor.needs_gpu else None
+        if found.version is None and no_gpu:
+            return (
+                f"{flavor.title} builds on the machine that runs the engine: here there is {no_gpu}, and it is not "
+                f"installed. On a machine with an NVIDIA GPU: {flavor.install}, then the same command again."
+            )
+        if not found.can_build:
+            return found.why or f"{flavor.title} cannot be used: {flavor.install}."
+        if no_gpu:
+            return f"{flavor.title} {found.version} is installed, but there is {no_gpu}: run this where one answers."
+        return None
+
+    def build(self, portable: PortableModel, folder: Path, options: BuildOptions) -> Compiled:
+        """See `Backend.build`."""
+        prefix = len(portable.prefix.ids) if portable.prefix else 0
+        limits = Limits.resolve(options, max_positions(portable.model), prefix)
+        targets = options.compute_capabilities or self.flavor.default_targets
+        answer = build_in_subprocess(self._request(portable.path, folder, targets, limits, options))
+        for message in answer.warnings:
+            if "Int64 binding" not in message:
+                warn(message)
+        planned = portable.plan.quantized_linears if portable.plan else ()
+        roles = find_roles(portable.model)
+        reasons = reasons_by_module(lint(portable.model, planned))
+        truth = engine_truth(self._read_layers(folder, answer), roles, planned, reasons)
+        versions = {self.flavor.module: answer.version}
+        return Compiled(truth=truth, target=self._target(targets, limits), versions=versions)
+
+    def runner(self, folder: Path) -> CausalRunner:
+        """See `Backend.runner`."""
+        from spikeexport.backends.tensorrt.runner import open_runner
+
+        return open_runner(self.flavor, folder, load_manifest(folder, self.name))
+
+    def _request(
+        self, onnx: Path, folder: Path, targets: tuple[str, ...], limits: Limits, options: BuildOptions
+    ) -> BuildRequest:
+        cache = options.timing_cache
+        if cache is not None and not self.flavor.needs_gpu:
+            warn(
+                f"{self.flavor.title} picks its kernels when an engine runs and keeps no timings: {cache} is not used."
+            )
+            cache = None
+        return BuildRequest(
+            backend=self.name,
+            onnx=str(onnx.resolve()),
+            folder=str(folder.resolve()),
+            targets=targets,
+            max_batch=limits.max_batch,
+            max_seq=limits.max_seq,
+            timing_cache=str(cache.resolve()) if cache else None,
+            workspace_bytes=options.workspace_bytes,
+        )
+
+    def _read_layers(self, folder: Path, answer: BuildAnswer) -> tuple[EngineLayer, ...]:
+        text = (folder / answer.report).read_text(encoding="utf-8")
+        return read_layer_log([text], answer.version) if answer.report_form == "log" else read_inspector(text)
+
+    def _target(self, targets: tuple[str, ...], limits: Limits) -> Target:
+        if targets:
+            where: Target = {"compute_capabilities": list(targets)}
+        else:
+            gpus = ask_gpus().gpus
+            if not gpus:
+                raise BackendError("The GPU that the engine was built on no longer answers: build again.")
+            where = {"device": gpus[0].name, "compute_capabilities": [gpus[0].compute_capability]}
+        return {**where, "max_batch": limits.max_batch, "max_seq": limits.max_seq}
