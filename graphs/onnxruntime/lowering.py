@@ -1,0 +1,66 @@
+"""The ordered list of lowering passes, and running them."""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+from dataclasses import dataclass
+
+import onnx_ir as ir
+from spikeexport.calibration.foundation.errors import UsageError
+from spikeexport.graphs.onnxruntime.float32 import CastToFloat32
+from spikeexport.graphs.onnxruntime.group_query_attention import FuseGroupQueryAttention
+from spikeexport.graphs.onnxruntime.integer_linear import IntegerLinears
+from spikeexport.graphs.onnxruntime.lowering_pass import LoweringPass, Skip
+from spikeexport.graphs.onnxruntime.packed_qkv import PackQkv
+from spikeexport.graphs.onnxruntime.rms_norm import FuseSkipNorm, SimplifyRmsNorm
+from spikeexport.graphs.onnxruntime.weight_only_linear import WeightOnlyLinears
+
+LOWERING: tuple[type[LoweringPass], ...] = (
+    CastToFloat32,
+    IntegerLinears,
+    WeightOnlyLinears,
+    FuseGroupQueryAttention,
+    PackQkv,
+    SimplifyRmsNorm,
+    FuseSkipNorm,
+)
+"""What turns a portable graph into ONNX Runtime's, in order."""
+
+
+@dataclass(frozen=True)
+class PassReport:
+    """What one pass did.
+
+    Attributes:
+        name: The pass.
+        applied: Places rewritten.
+        skips: Places left in their slower form, with the reason.
+    """
+
+    name: str
+    applied: int
+    skips: tuple[Skip, ...]
+
+
+def lower(model: ir.Model, without: Collection[str] = ()) -> tuple[PassReport, ...]:
+    """Lowers `model` in place.
+
+    Args:
+        model: A portable graph; its weights stay lazy.
+        without: Names of passes to leave out; the graph stays right and gets slower.
+
+    Raises:
+        UsageError: `without` names an unknown pass.
+    """
+    unknown = sorted(set(without) - {step.name for step in LOWERING})
+    if unknown:
+        raise UsageError(f"Unknown lowering pass {unknown[0]!r}: there are {', '.join(s.name for s in LOWERING)}.")
+    reports = []
+    for step in LOWERING:
+        if step.name in without:
+            reports.append(PassReport(step.name, 0, (Skip("model", "switched off"),)))
+            continue
+        lowering_pass = step()
+        lowering_pass(model)
+        reports.append(PassReport(step.name, lowering_pass.applied, tuple(lowering_pass.skips)))
+    return tuple(reports)
