@@ -5,7 +5,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from spikeexport.backends.manifest import Compiled
 
@@ -51,6 +51,10 @@ class Backend(ABC):
         Native libraries are first touched in a subprocess, so that a broken install is an answer and no crash.
         """
 
+    def why_cannot_run(self) -> str | None:
+        """Says in one sentence why what this backend builds cannot run on this machine; None = it can."""
+        return self.why_unavailable()
+
     @abstractmethod
     def build(self, portable: PortableModel, folder: Path, options: BuildOptions) -> Compiled:
         """Compiles `portable` into `folder`, an existing empty folder that gets its final name when all is done.
@@ -62,8 +66,12 @@ class Backend(ABC):
         """
 
     @abstractmethod
-    def runner(self, folder: Path) -> CausalRunner:
+    def runner(self, folder: Path, **options: Any) -> CausalRunner:
         """Opens what `build` wrote.
+
+        Args:
+            folder: The built folder.
+            **options: What the backend's runner takes; an unknown one is a TypeError.
 
         Raises:
             BackendError: This machine cannot run it (no GPU, another version or GPU than it was built for).

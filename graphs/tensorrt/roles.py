@@ -6,6 +6,7 @@ import re
 from dataclasses import dataclass
 
 import onnx_ir as ir
+from spikeexport.graphs.tensorrt.qdq import dequantized_input
 
 MODULE_KEY = "spikeexport.module"
 """Node metadata: the checkpoint's module path of a linear; several, comma-separated, where linears were joined."""
@@ -39,6 +40,16 @@ def find_roles(model: ir.Model) -> Roles:
         if parts:
             attentions[_attention_name(node)] = tuple(part.name or "" for part in parts)
     return Roles(linears, attentions)
+
+
+def quantized_linears(model: ir.Model) -> tuple[str, ...]:
+    """Returns the module paths of the linears whose input and weight both come from INT8 codes, as the graph says."""
+    return tuple(
+        module
+        for node in model.graph
+        if node.op_type in PRODUCTS and all(dequantized_input(value) is not None for value in node.inputs[:2])
+        for module in modules_of(node)
+    )
 
 
 def modules_of(node: ir.Node) -> tuple[str, ...]:

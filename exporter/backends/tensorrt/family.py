@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from spikeexport.backends.base import Backend, BuildOptions
 from spikeexport.backends.manifest import Compiled, Target, load_manifest
@@ -49,6 +49,14 @@ class TensorRtFamily(Backend):
             return f"{flavor.title} {found.version} is installed, but there is {no_gpu}: run this where one answers."
         return None
 
+    def why_cannot_run(self) -> str | None:
+        """Asks for a GPU and tries the library's runtime."""
+        answer = ask_gpus()
+        if not answer.gpus:
+            return f"{self.flavor.title} engines run on an NVIDIA GPU, and here there is {answer.why_none}."
+        found = probe(self.flavor)
+        return found.why if "runtime" not in found.done else None
+
     def build(self, portable: PortableModel, folder: Path, options: BuildOptions) -> Compiled:
         """See `Backend.build`."""
         prefix = len(portable.prefix.ids) if portable.prefix else 0
@@ -65,11 +73,11 @@ class TensorRtFamily(Backend):
         versions = {self.flavor.module: answer.version}
         return Compiled(truth=truth, target=self._target(targets, limits), versions=versions)
 
-    def runner(self, folder: Path) -> CausalRunner:
+    def runner(self, folder: Path, **options: Any) -> CausalRunner:
         """See `Backend.runner`."""
         from spikeexport.backends.tensorrt.runner import open_runner
 
-        return open_runner(self.flavor, folder, load_manifest(folder, self.name))
+        return open_runner(self.flavor, folder, load_manifest(folder, self.name), **options)
 
     def _request(
         self, onnx: Path, folder: Path, targets: tuple[str, ...], limits: Limits, options: BuildOptions
