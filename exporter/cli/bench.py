@@ -21,7 +21,7 @@ def run(
 ) -> Answer:
     """Measure prefill and decode speed, size and memory."""
     from spikeexport.bench import bench
-    from spikeexport.cli.tables import bench_table
+    from spikeexport.cli.tables import plain_table
 
     data = bench(subject, against=tuple(against or ()), prefill=prefill, decode=decode, batch=batch).to_json()
-    return Answer(data, bench_table(data))
+    return Answer(data, plain_table(data))

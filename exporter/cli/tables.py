@@ -1,0 +1,153 @@
+"""What commands print for people: small tables."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from rich import box
+from rich.console import Group, RenderableType
+from rich.table import Table
+from rich.text import Text
+
+if TYPE_CHECKING:
+    from spikeexport.calibration.records.profile import Profile
+
+_TOP = 10
+
+
+def facts_table(rows: Iterable[tuple[str, object]], title: str | None = None) -> Table:
+    """Returns a table of names and values; a value of None leaves its row out."""
+    table = Table(box=None, show_header=False, title=title, title_justify="left", title_style="bold", pad_edge=False)
+    table.add_column(style="dim", no_wrap=True)
+    table.add_column(overflow="fold")
+    for name, value in rows:
+        if value is not None:
+            table.add_row(name, value if isinstance(value, Text) else Text(str(value)))
+    return table
+
+
+def rows_table(columns: Iterable[str], rows: Iterable[Iterable[object]], title: str | None = None) -> Table:
+    """Returns a table with a header; all columns but the first are aligned to the right."""
+    table = Table(box=box.SIMPLE_HEAD, title=title, title_justify="left", title_style="bold", pad_edge=False)
+    for index, column in enumerate(columns):
+        table.add_column(column, justify="left" if index == 0 else "right", overflow="fold")
+    for row in rows:
+        table.add_row(*(Text(str(cell)) for cell in row))
+    return table
+
+
+def size_text(size_bytes: float | None) -> str | None:
+    """Returns a size in MB or GB."""
+    if size_bytes is None:
+        return None
+    return f"{size_bytes / 1e9:.2f} GB" if size_bytes >= 1e9 else f"{size_bytes / 1e6:.1f} MB"
+
+
+def profile_table(profile: Profile, path: Path, html: Path | None) -> RenderableType:
+    """The worst linears, the spike tokens and where the files are."""
+    worst = [(m.name, f"{m.max:.1f}", f"{m.median:.3f}", f"{m.ratio:.1f}") for m in profile.modules[:_TOP]]
+    tokens = [
+        (repr(token.text), token.id, token.module, f"{token.value:.1f}", token.position, token.count)
+        for token in profile.spike_tokens[:_TOP]
+    ]
+    return Group(
+        rows_table(("linear", "max", "median", "ratio"), worst, f"Spikes in {profile.model.name}"),
+        rows_table(("token", "id", "at", "value", "position", "count"), tokens, "Spike tokens") if tokens else Text(""),
+        facts_table([("profile", path), ("report", html)]),
+    )
+
+
+def export_table(data: Mapping[str, Any]) -> RenderableType:
+    """What was quantised and what was left out."""
+    rows = [
+        ("onnx", data.get("onnx")),
+        ("linears", f"{data['quantized']} of {data['linears']} in INT8"),
+        ("excluded", ", ".join(data["excluded"]) or "none"),
+        ("alpha", data.get("alpha")),
+        ("prefix", prefix_text(data.get("prefix"))),
+        ("time", f"{data['seconds']:.1f} s" if data.get("seconds") is not None else None),
+        ("peak memory", size_text(data.get("peak_rss_bytes"))),
+    ]
+    return facts_table(rows)
+
+
+def prefix_text(prefix: Mapping[str, Any] | None) -> str:
+    """Returns a prefix's text and ids, or "none"."""
+    return f"{prefix['text']!r} {list(prefix['ids'])}" if prefix else "none"
+
+
+def eval_table(data: Mapping[str, Any]) -> RenderableType:
+    """Perplexity with its interval."""
+    low, high = data["perplexity_interval"]
+    return facts_table(
+        [
+            ("perplexity", f"{data['perplexity']:.3f}   (95 % interval over windows {low:.2f} to {high:.2f})"),
+            ("tokens", f"{data['tokens']} in {data['windows']} windows of {data['seqlen']}"),
+            ("speed", f"{data['tokens_per_s']:.0f} tokens/s"),
+        ]
+    )
+
+
+def compare_table(data: Mapping[str, Any], html: Path | None) -> RenderableType:
+    """The key figures of a comparison and its worst layers."""
+    ppl, logits, behind = data["perplexity"], data["logits"], data["behind_prefix"]
+    low, high = ppl["ratio_interval"]
+    figures = facts_table(
+        [
+            ("perplexity", f"{ppl['reference']:.3f} -> {ppl['candidate']:.3f}"),
+            ("ratio", f"{ppl['ratio']:.4f}   (95 % interval {low:.4f} to {high:.4f})"),
+            ("behind the prefix", f"{behind['perplexity']:.3f} (reference)" if behind else None),
+            ("KL divergence", f"{data['kl_divergence']:.4f} nats"),
+            ("top-1 / top-5", f"{data['top1_agreement']:.1%} / {data['top5_agreement']:.1%}"),
+            ("logits", f"cosine {logits['cosine']:.5f}, SNR {logits['snr_db']:.1f} dB, max {logits['max_abs']:.3g}"),
+            ("first bad layer", data["first_bad_layer"]),
+            ("report", html),
+        ],
+        f"{data['candidate']} against {data['reference']}, {data['windows']} x {data['seqlen']} tokens",
+    )
+    if not data["layers"]:
+        return figures
+    worst = sorted(data["layers"], key=lambda layer: layer["snr_db"])[:_TOP]
+    rows = [(layer["name"], f"{layer['snr_db']:.1f}", f"{layer['cosine']:.4f}") for layer in worst]
+    return Group(figures, rows_table(("layer", "SNR dB", "cosine"), rows, "Largest error by layer"))
+
+
+def plain_table(data: Mapping[str, Any]) -> RenderableType:
+    """Any object: its plain values, the lengths of long lists, the first entries of nested ones."""
+    return facts_table((key.replace("_", " "), _plain(value)) for key, value in data.items())
+
+
+def _plain(value: Any) -> object:
+    if isinstance(value, Mapping):
+        return "\n".join(f"{key}: {_plain(entry)}" for key, entry in list(value.items())[:_TOP]) or "none"
+    if isinstance(value, (list, tuple)):
+        shown = ", ".join(str(_plain(entry)).replace("\n", ", ") for entry in value[:_TOP])
+        return shown + (f", … ({len(value)} in all)" if len(value) > _TOP else "") if value else "none"
+    return f"{value:.4g}" if isinstance(value, float) else value
+
+
+def built_table(data: Mapping[str, Any]) -> RenderableType:
+    """What a backend really compiled."""
+    fallbacks = [f"{fallback['name']}: {fallback['why']}" for fallback in data.get("fallbacks", ())]
+    fused, layers = data.get("attention_fused"), data.get("attention_layers")
+    return facts_table(
+        [
+            ("built", data.get("path")),
+            ("backend", data["backend"]),
+            (
+                "linears",
+                f"{data['int8']} in INT8 of {data['linears']} (coverage {data['int8_coverage']:.1%} of the plan)",
+            ),
+            ("fallbacks", "\n".join(fallbacks) or "none"),
+            ("fused attention", f"{fused} of {layers} layers" if layers is not None else fused),
+            ("size", size_text(data.get("size_bytes"))),
+            ("time", f"{data['seconds']:.1f} s" if data.get("seconds") is not None else None),
+        ]
+    )
+
+
+def inspect_table(data: Mapping[str, Any]) -> RenderableType:
+    """What a file holds."""
+    return built_table(data) if "int8_coverage" in data else plain_table(data)

@@ -1,0 +1,153 @@
+"""The comparison as a page: verdict, key figures, error by layer, KL by position, worst windows, plan, engine truth."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from markupsafe import Markup
+from spikeexport.compare.result import CompareResult
+from spikeexport.report.facts import engine_rows, exclusion_rows, plan_rows
+from spikeexport.report.page import write_page
+from spikeexport.report.plots import HIGH, INK, LOW, THIRD, Series, series_plot
+from spikeexport.report.verdict import Verdict, judge
+
+_LAYERS_SHOWN = 12
+_LAYER = re.compile(r"(?:^|\.)(?:layers|h|blocks)\.(\d+)(?:\.|$)")
+_HEAT_NATS = 1.0
+"""KL of a token that is drawn at full strength."""
+
+_SMOOTHED = 16
+
+
+def write_compare_report(result: CompareResult, path: Path) -> None:
+    """Writes the report of a comparison to `path`.
+
+    Raises:
+        SpikeExportError: The file system refused.
+    """
+    data = result.to_json()
+    facts = data["candidate_facts"]
+    write_page(
+        path,
+        "compare.html",
+        f"{data['candidate']} against {data['reference']}",
+        data=data,
+        text_name="text sampled from the reference" if data["text"] == "self" else data["text"],
+        verdict=verdict_of(data),
+        cards=_cards(data),
+        layer_plot=_layer_plot(data["layers"]),
+        worst_layers=sorted(data["layers"], key=lambda layer: layer["snr_db"])[:_LAYERS_SHOWN],
+        behind_note=", both behind the prefix" if data["behind_prefix"] else "",
+        kl_plot=_kl_plot(data["kl_by_position"]),
+        windows=[_window(window) for window in data["worst_windows"]],
+        plan=plan_rows(facts),
+        exclusions=exclusion_rows(facts),
+        engine=engine_rows(facts),
+        figures=_figures(data),
+    )
+
+
+def verdict_of(data: Mapping[str, Any]) -> Verdict:
+    """Returns the verdict on a comparison's JSON."""
+    return judge(data["perplexity"]["ratio"], data["perplexity"]["ratio_interval"], data["kl_divergence"])
+
+
+def _cards(data: Mapping[str, Any]) -> list[dict[str, str]]:
+    ppl, logits = data["perplexity"], data["logits"]
+    low, high = ppl["ratio_interval"]
+    return [
+        {
+            "name": "Perplexity ratio",
+            "value": f"{ppl['ratio']:.3f}",
+            "note": f"95 % interval {low:.3f} to {high:.3f}",
+        },
+        {
+            "name": "Perplexity",
+            "value": f"{ppl['candidate']:.2f}",
+            "note": f"reference {ppl['reference']:.2f}",
+        },
+        {
+            "name": "KL divergence",
+            "value": f"{data['kl_divergence']:.4f}",
+            "note": "nats per token, mean",
+        },
+        {
+            "name": "Same best token",
+            "value": f"{data['top1_agreement']:.1%}",
+            "note": f"best five shared {data['top5_agreement']:.1%}",
+        },
+        {
+            "name": "Logits",
+            "value": f"{logits['snr_db']:.1f} dB",
+            "note": f"SNR; cosine {logits['cosine']:.4f}",
+        },
+    ]
+
+
+def _layer_plot(layers: list[dict[str, Any]]) -> Markup | None:
+    """Blocks as a line, linears as points, excluded ones marked."""
+    placed = [(int(found[1]), layer) for layer in layers if (found := _LAYER.search(layer["name"]))]
+    if not placed:
+        return None
+    groups = {
+        "block output": [(i, layer["snr_db"]) for i, layer in placed if layer["kind"] == "block"],
+        "INT8 linear": [(i, layer["snr_db"]) for i, layer in placed if layer["quantized"] is True],
+        "excluded linear": [(i, layer["snr_db"]) for i, layer in placed if layer["quantized"] is False],
+    }
+    looks = {"block output": (INK, "", True), "INT8 linear": (LOW, "o", False), "excluded linear": (HIGH, "D", False)}
+    series = [
+        Series(label, [x for x, _ in points], [y for _, y in points], *looks[label])
+        for label, points in groups.items()
+        if points
+    ]
+    return series_plot(series, x_label="layer", y_label="SNR, dB")
+
+
+def _kl_plot(kl: list[float]) -> Markup:
+    values = np.maximum(np.array(kl), 1e-7)
+    positions = list(range(len(values)))
+    series = [Series("each position", positions, values.tolist(), THIRD, "")]
+    if len(values) >= 4 * _SMOOTHED:
+        smooth = np.convolve(values, np.ones(_SMOOTHED) / _SMOOTHED, mode="valid")
+        shifted = [position + (_SMOOTHED - 1) / 2 for position in range(len(smooth))]
+        series.append(Series(f"mean of {_SMOOTHED}", shifted, smooth.tolist(), HIGH, ""))
+    return series_plot(series, x_label="position in the window", y_label="KL, nats", log=True)
+
+
+def _window(window: Mapping[str, Any]) -> dict[str, Any]:
+    return {
+        "index": window["index"],
+        "kl": f"{window['kl']:.4f}",
+        "reference": f"{window['perplexity']['reference']:.1f}",
+        "candidate": f"{window['perplexity']['candidate']:.1f}",
+        "tokens": [
+            {"text": text, "kl": f"KL {kl:.3f}", "heat": f"{min(kl / _HEAT_NATS, 1) ** 0.7 * 0.75:.2f}"}
+            for text, kl in window["tokens"]
+        ],
+    }
+
+
+def _figures(data: Mapping[str, Any]) -> list[tuple[str, str]]:
+    ppl, behind = data["perplexity"], data["behind_prefix"]
+    rows = [
+        ("Perplexity of the reference", _with_interval(ppl["reference"], ppl["reference_interval"])),
+        ("Perplexity of the candidate", _with_interval(ppl["candidate"], ppl["candidate_interval"])),
+        ("Ratio", _with_interval(ppl["ratio"], ppl["ratio_interval"])),
+        ("Largest logit difference", f"{data['logits']['max_abs']:.3f}"),
+        ("Time", f"{data['seconds']:.0f} s"),
+    ]
+    if behind:
+        rows[2:2] = [
+            ("Reference behind the same prefix", f"{behind['perplexity']:.3f}"),
+            ("KL against it", f"{behind['kl_divergence']:.4f} nats"),
+            ("Same best token as it", f"{behind['top1_agreement']:.1%}"),
+        ]
+    return rows
+
+
+def _with_interval(value: float, interval: list[float]) -> str:
+    return f"{value:.3f}   (95 % interval over windows {interval[0]:.3f} to {interval[1]:.3f})"
