@@ -6,8 +6,10 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from spikeexport.calibration.foundation.errors import SpikeExportError
 from spikeexport.calibration.foundation.records import read_json
+from spikeexport.runners.prefix_logits import read_prefix_logits
 
 
 class Assets:
@@ -71,3 +73,8 @@ class Assets:
     def vocab_size(self) -> int:
         """V of the configuration."""
         return int(self._config["vocab_size"])
+
+    @cached_property
+    def prefix_logits(self) -> np.ndarray | None:
+        """float32 [V] behind the prefix alone, or None where it was not stored."""
+        return read_prefix_logits(self.folder) if self.prefix_ids else None

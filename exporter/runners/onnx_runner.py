@@ -59,7 +59,7 @@ class OnnxRunner(CausalRunner):
         self.max_positions = assets.max_positions
         self.vocab_size = assets.vocab_size
         self.max_batch = None
-        self.prefix_logits = None
+        self.prefix_logits = assets.prefix_logits
 
     @property
     def tokenizer(self) -> Any:  # type: ignore[override]

@@ -83,7 +83,7 @@ class OrtEngineRunner(CausalRunner):
         self.prefix_ids, self.eos_ids = assets.prefix_ids, assets.eos_ids
         self.max_positions, self.vocab_size = assets.max_positions, assets.vocab_size
         self.max_batch = None
-        self.prefix_logits = None
+        self.prefix_logits = assets.prefix_logits
 
     @property
     def tokenizer(self) -> Any:  # type: ignore[override]

@@ -7,9 +7,11 @@ from dataclasses import dataclass
 
 import onnx_ir as ir
 from spikeexport.calibration.foundation.errors import UsageError
+from spikeexport.graphs.onnxruntime.block_embedding import BlockEmbedding
 from spikeexport.graphs.onnxruntime.float32 import CastToFloat32
 from spikeexport.graphs.onnxruntime.group_query_attention import FuseGroupQueryAttention
 from spikeexport.graphs.onnxruntime.integer_linear import IntegerLinears
+from spikeexport.graphs.onnxruntime.logit_positions import GatherLogitPositions
 from spikeexport.graphs.onnxruntime.lowering_pass import LoweringPass, Skip
 from spikeexport.graphs.onnxruntime.packed_qkv import PackQkv
 from spikeexport.graphs.onnxruntime.rms_norm import FuseSkipNorm, SimplifyRmsNorm
@@ -21,6 +23,8 @@ LOWERING: tuple[type[LoweringPass], ...] = (
     WeightOnlyLinears,
     FuseGroupQueryAttention,
     PackQkv,
+    GatherLogitPositions,
+    BlockEmbedding,
     SimplifyRmsNorm,
     FuseSkipNorm,
 )

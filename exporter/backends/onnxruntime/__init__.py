@@ -1,0 +1,1 @@
+"""ONNX Runtime on the CPU: lowering, and what its own optimiser really made of it."""

@@ -1,0 +1,149 @@
+"""The `onnxruntime` backend: lowers the portable graph and runs it on the CPU."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar
+
+import numpy as np
+from spikeexport.backends.base import Backend, BuildOptions
+from spikeexport.backends.manifest import Compiled, load_manifest
+from spikeexport.calibration.foundation.errors import BackendError, UsageError
+from spikeexport.calibration.foundation.progress import say
+
+if TYPE_CHECKING:
+    import onnx_ir as ir
+    from spikeexport.graphs.onnxruntime.lowering import PassReport
+    from spikeexport.graphs.reading import PortableModel
+    from spikeexport.runners.base import CausalRunner
+
+MODEL_NAME = "model.onnx"
+"""The lowered graph inside a built folder; its weights lie beside it in `model.onnx.data`."""
+
+PREFIX_NAME = "prefix.safetensors"
+"""The baked prefix's keys and values, float32 [1, kv_heads, P, D], named `prefix.{layer}.key` and `.value`."""
+
+
+class OnnxRuntimeBackend(Backend):
+    """Lowers to u8 x s8 integer products, GroupQueryAttention and fused norms, in FP32 otherwise."""
+
+    name: ClassVar[str] = "onnxruntime"
+
+    def why_unavailable(self) -> str | None:
+        """Says what is missing to build here; see `Backend.why_unavailable`."""
+        from spikeexport.runners.ort_session import import_onnxruntime
+
+        try:
+            import_onnxruntime()
+        except BackendError as error:
+            return str(error)
+        return None
+
+    def build(
+        self, portable: PortableModel, folder: Path, options: BuildOptions, *, without: tuple[str, ...] = ()
+    ) -> Compiled:
+        """Lowers `portable` into `folder`; see `Backend.build`.
+
+        Args:
+            portable: The exported graph; it is read anew and stays as it is.
+            folder: Where to write.
+            options: Batch and sequence limits are met by any size; GPU options are refused.
+            without: Lowering passes to leave out.
+
+        Raises:
+            UsageError: GPU options, or an unknown pass in `without`.
+        """
+        import onnx_ir as ir
+        from spikeexport.backends.onnxruntime.truth import node_modules, optimized_graph, read_truth
+        from spikeexport.graphs.onnxruntime.lowering import lower
+
+        _refuse_gpu_options(options)
+        model = ir.load(portable.path)
+        layers = sum(node.op_type == "Attention" for node in model.graph)
+        prefix = prefix_arrays(model.graph)
+        reports = lower(model, without)
+        for report in reports:
+            _say_report(report)
+        ir.save(model, folder / MODEL_NAME, external_data=f"{MODEL_NAME}.data")
+        shared = any(value.name == "seqlens_k" for value in model.graph.inputs)
+        if shared and prefix:
+            from safetensors.numpy import save_file
+
+            save_file(prefix, folder / PREFIX_NAME)
+        planned = portable.plan.quantized_linears if portable.plan is not None else ()
+        optimized = optimized_graph(folder / MODEL_NAME)
+        truth = read_truth(optimized, planned, node_modules(model.graph), layers)
+        return Compiled(truth=truth, target=_target(reports, shared), versions=_versions())
+
+    def runner(self, folder: Path, **options: Any) -> CausalRunner:
+        """Opens a built folder; see `Backend.runner`.
+
+        Args:
+            folder: What `build` wrote.
+            **options: Fields of `SessionSettings` (threads, spinning, prepacking, precise_int8) and `chunk`.
+        """
+        from spikeexport.runners.assets import Assets
+        from spikeexport.runners.onnx_runner import OnnxRunner
+        from spikeexport.runners.ort_engine_runner import EngineSettings, OrtEngineRunner
+        from spikeexport.runners.ort_session import SessionSettings
+
+        manifest = load_manifest(folder, self.name)
+        assets = Assets(folder, manifest.prefix.ids if manifest.prefix is not None else ())
+        chunk = options.pop("chunk", EngineSettings.chunk)
+        settings = EngineSettings(SessionSettings(**options), chunk)
+        if manifest.target.get("cache") == "shared":
+            return OrtEngineRunner(folder / MODEL_NAME, assets, _read_prefix(folder), settings)
+        return OnnxRunner(folder / MODEL_NAME, assets, settings.session, "all")
+
+
+def prefix_arrays(graph: ir.Graph) -> dict[str, np.ndarray]:
+    """Returns the prefix's initializers `prefix.{layer}.key/value` as float32, or nothing."""
+    return {
+        name: value.const_value.numpy().astype(np.float32)
+        for name, value in graph.initializers.items()
+        if name.startswith("prefix.") and name.endswith((".key", ".value")) and value.const_value is not None
+    }
+
+
+def _read_prefix(folder: Path) -> tuple[np.ndarray, ...]:
+    """Returns the prefix in the order of the graph's past inputs: key and value of each layer."""
+    path = folder / PREFIX_NAME
+    if not path.exists():
+        return ()
+    from safetensors.numpy import load_file
+
+    arrays = load_file(path)
+    return tuple(arrays[f"prefix.{layer}.{kind}"] for layer in range(len(arrays) // 2) for kind in ("key", "value"))
+
+
+def _refuse_gpu_options(options: BuildOptions) -> None:
+    if options.compute_capabilities:
+        raise UsageError("--compute-capability is for GPUs and onnxruntime builds for the CPU: leave it out.")
+    if options.timing_cache is not None:
+        raise UsageError("--timing-cache is for TensorRT and onnxruntime times no kernels: leave it out.")
+
+
+def _say_report(report: PassReport) -> None:
+    reasons = sorted({skip.why for skip in report.skips})
+    more = f"; left alone: {'; '.join(reasons)}" if reasons else ""
+    say(f"  {report.name}: {report.applied}{more}", level=1)
+
+
+def _target(reports: tuple[PassReport, ...], shared: bool) -> dict[str, str | int | float | list[str]]:
+    return {
+        "device": "cpu",
+        "compute": "fp32",
+        "cache": "shared" if shared else "past/present",
+        "prefill": "w8a8",
+        "decode": "w8a8",
+        "passes": [f"{report.name} x {report.applied}" for report in reports],
+        "skipped": sorted({f"{report.name}: {skip.why}" for report in reports for skip in report.skips}),
+    }
+
+
+def _versions() -> dict[str, str]:
+    from importlib.metadata import version
+
+    from spikeexport.runners.ort_session import import_onnxruntime
+
+    return {"onnxruntime": import_onnxruntime().__version__, "onnx-ir": version("onnx-ir")}
