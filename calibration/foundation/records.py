@@ -24,8 +24,8 @@ class Record(BaseModel):
 class Artifact(Record):
     """A record with a file of its own, marked with what it is and the version of its layout."""
 
-    kind: str
-    schema_version: int
+    kind: str = ""
+    schema_version: int = 0
     KIND: ClassVar[str]
     SCHEMA: ClassVar[int] = 1
 

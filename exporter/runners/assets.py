@@ -45,7 +45,9 @@ class Assets:
         try:
             return AutoTokenizer.from_pretrained(str(self.folder))
         except (OSError, ValueError) as error:
-            raise SpikeExportError(f"{self.folder} holds no usable tokenizer ({error}): export the model again.") from error
+            raise SpikeExportError(
+                f"{self.folder} holds no usable tokenizer ({error}): export the model again."
+            ) from error
 
     @cached_property
     def bos_id(self) -> int | None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -151,7 +150,9 @@ def assets_folder(path: Path) -> Path:
     for candidate in (folder, path.parent):
         if (candidate / "config.json").is_file():
             return candidate
-    raise SpikeExportError(f"{folder} is missing: the tokenizer lies there; copy it beside {path.name} or export again.")
+    raise SpikeExportError(
+        f"{folder} is missing: the tokenizer lies there; copy it beside {path.name} or export again."
+    )
 
 
 def prefix_of(path: Path) -> tuple[int, ...]:
