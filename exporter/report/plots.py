@@ -20,7 +20,7 @@ SMALL = (5.2, 2.5)
 WIDE = (10.6, 3.1)
 """Sizes in inches; text is legible when a small plot fills a phone's width."""
 
-_STYLE: dict[str, Any] = {
+_STYLE: Any = {
     "svg.fonttype": "none",
     "svg.hashsalt": "spikeexport",
     "font.size": 10,
