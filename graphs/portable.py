@@ -95,6 +95,17 @@ def build_portable(
     return quantise(build_unquantised(checkpoint, plan, tensors, prefix_kv, dtype), plan, lm_head)
 
 
+def decoder_linears(checkpoint: Checkpoint) -> tuple[str, ...]:
+    """Returns the module paths of all decoder linears, in graph order.
+
+    Raises:
+        GraphError: The architecture is unknown.
+    """
+    model = build_decoder(checkpoint, ir.DataType.FLOAT)
+    _run(model, NameLinears())
+    return tuple(decoder_matmuls(model.graph))
+
+
 def _run(model: ir.Model, *passes: ir.passes.InPlacePass) -> None:
     for step in passes:
         try:

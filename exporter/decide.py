@@ -1,0 +1,114 @@
+"""From a user's wishes, or a saved recipe, to a plan."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal
+
+from spikeexport.calibration.foundation.errors import UsageError
+from spikeexport.calibration.records.plan import ExcludedPrecision, Plan, PlanTensors, Prefix, load_plan
+
+if TYPE_CHECKING:
+    from spikeexport.calibration.checkpoint import Checkpoint
+
+
+@dataclass(frozen=True)
+class Decisions:
+    """What `export` was asked to decide, and how; fields are the arguments of `export`."""
+
+    profile: Path | None = None
+    calibration: tuple[str, ...] = ("self",)
+    samples: int | None = None
+    seqlen: int | None = None
+    qfem: str = "auto"
+    qfep: str = "auto"
+    smooth: str = "auto"
+    exclude: tuple[str, ...] = ()
+    excluded_precision: ExcludedPrecision = "w8a16"
+    weights: Literal["int8", "fp"] = "int8"
+
+    def refuse_beside_recipe(self) -> None:
+        """A recipe holds all decisions: refuses any other that was made beside it.
+
+        Raises:
+            UsageError: Names the option.
+        """
+        changed = [field.name for field in fields(self) if getattr(self, field.name) != field.default]
+        if changed:
+            raise UsageError(
+                f"--recipe holds all decisions, so that --{changed[0].replace('_', '-')} contradicts it: leave it out, "
+                "or export without --recipe."
+            )
+
+
+def read_recipe(checkpoint: Checkpoint, path: Path) -> tuple[Plan, PlanTensors]:
+    """Reads a saved plan and checks that it was made for this checkpoint.
+
+    Raises:
+        PlanError: It cannot be read or belongs to another model.
+    """
+    plan, tensors = load_plan(path)
+    plan.model.require_same(checkpoint.model_id, f"The recipe {path}")
+    return plan, tensors
+
+
+def decide(checkpoint: Checkpoint, decisions: Decisions) -> tuple[Plan, PlanTensors]:
+    """Makes the plan: measures and decides for INT8, or writes down that nothing is quantised.
+
+    Raises:
+        SpikeExportError: Calibration failed, or an option cannot be understood.
+    """
+    if decisions.weights == "fp":
+        return plain_plan(checkpoint, decisions.qfep), {}
+    from spikeexport.calibration.checkpoint import load_model
+    from spikeexport.calibration.planner import PlanOptions, make_plan
+
+    options = PlanOptions(**{field.name: getattr(decisions, field.name) for field in fields(decisions)})
+    return make_plan(checkpoint, load_model(checkpoint), options)
+
+
+def plain_plan(checkpoint: Checkpoint, qfep: str) -> Plan:
+    """Returns the plan that quantises nothing; it has a prefix only where `qfep` names one.
+
+    Raises:
+        UsageError: `qfep` is "ids:" with something else than ids of the vocabulary.
+    """
+    return Plan(
+        model=checkpoint.model_id,
+        calibration=None,
+        prefix=None if qfep in ("auto", "off") else given_prefix(checkpoint, qfep),
+        folds=(),
+        sites=(),
+        excluded=(),
+        alpha=None,
+        weights="fp",
+        decisions={"weights": "floating point: nothing is quantised"},
+    )
+
+
+def given_prefix(checkpoint: Checkpoint, text: str) -> Prefix:
+    """Returns the prefix that a user wrote as "ids:1,2,3" or as text, word for word.
+
+    Raises:
+        UsageError: An id is not a number of the vocabulary, or the text is empty.
+    """
+    tokenizer = checkpoint.tokenizer()
+    if text.startswith("ids:"):
+        ids = _parse_ids(text, checkpoint.config.get_text_config().vocab_size)
+    else:
+        ids = tuple(tokenizer(text, add_special_tokens=False).input_ids)
+    if not ids:
+        raise UsageError(f"--qfep {text!r} names no token: give a text, ids:1,2,3, auto or off.")
+    return Prefix(ids=ids, text=tokenizer.decode(list(ids)))
+
+
+def _parse_ids(text: str, vocabulary: int) -> tuple[int, ...]:
+    try:
+        ids = tuple(int(part) for part in text.removeprefix("ids:").split(",") if part.strip())
+    except ValueError:
+        raise UsageError(f"--qfep {text}: expected numbers separated by commas, such as ids:216,260,1.") from None
+    outside = [id for id in ids if not 0 <= id < vocabulary]
+    if outside:
+        raise UsageError(f"--qfep {text}: {outside[0]} is no id of the vocabulary (0 to {vocabulary - 1}).")
+    return ids
