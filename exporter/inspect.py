@@ -73,6 +73,7 @@ def describe_engine(manifest: EngineManifest) -> dict[str, Any]:
 
 def describe_onnx(portable: PortableModel) -> dict[str, Any]:
     """Returns the keys of an exported .onnx; which linears are quantised is read from its graph."""
+    from spikeexport.graphs.passes.stamp_metadata import VERSIONS_KEY
     from spikeexport.graphs.tensorrt.lint import lint
     from spikeexport.graphs.tensorrt.roles import quantized_linears
 
@@ -94,7 +95,7 @@ def describe_onnx(portable: PortableModel) -> dict[str, Any]:
         "size_bytes": _onnx_bytes(portable),
         "decisions": dict(plan.decisions) if plan else {},
         "plan_sha256": plan.digest() if plan else None,
-        "versions": json.loads(model.metadata_props.get("spikeexport.versions", "{}")),
+        "versions": json.loads(model.metadata_props.get(VERSIONS_KEY, "{}")),
         "findings": [asdict(finding) for finding in found],
     }
 

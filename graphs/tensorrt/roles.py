@@ -6,10 +6,8 @@ import re
 from dataclasses import dataclass
 
 import onnx_ir as ir
+from spikeexport.graphs.passes.linears import MODULE_KEY
 from spikeexport.graphs.tensorrt.qdq import dequantized_input
-
-MODULE_KEY = "spikeexport.module"
-"""Node metadata: the checkpoint's module path of a linear; several, comma-separated, where linears were joined."""
 
 PRODUCTS = ("MatMul", "Gemm")
 _LAYER = re.compile(r"(?:^|[./_])(?:layers|h|blocks)[./](\d+)(?:[./]|$)")
