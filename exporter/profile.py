@@ -33,10 +33,11 @@ def profile(
         CalibrationError: The text cannot be used.
     """
     from spikeexport.calibration.checkpoint import load_model, open_checkpoint
+
+    checkpoint = open_checkpoint(model)
     from spikeexport.calibration.profiler import profile_model
     from spikeexport.calibration.text import calibration_windows
 
-    checkpoint = open_checkpoint(model)
     loaded = load_model(checkpoint)
     ids, info = calibration_windows(checkpoint, loaded, calibration, samples, seqlen)
     result = profile_model(checkpoint, loaded, ids, info)

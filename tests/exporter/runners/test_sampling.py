@@ -1,0 +1,31 @@
+"""The sampler draws from the softmax, and the same for the same seed."""
+
+import numpy as np
+import pytest
+from spikeexport.calibration.foundation.errors import UsageError
+from spikeexport.runners.sampling import Sampler
+
+
+def test_greedy_takes_the_first_best():
+    assert Sampler()(np.array([[0.0, 3.0, 3.0], [1.0, 0.0, -1.0]], np.float32)).tolist() == [1, 0]
+
+
+@pytest.mark.parametrize("temperature", [0.5, 1.0, 2.0])
+def test_frequencies_follow_the_softmax(temperature):
+    logits = np.array([2.0, 1.0, 0.0, -np.inf], np.float32)
+    draws = Sampler(temperature, seed=1)(np.tile(logits, (20_000, 1)))
+    found = np.bincount(draws, minlength=4) / len(draws)
+    weights = np.exp(logits / temperature)
+    np.testing.assert_allclose(found, weights / weights.sum(), atol=0.02)
+
+
+def test_seeds():
+    logits = np.random.default_rng(0).normal(size=(50, 100)).astype(np.float32)
+    assert (Sampler(1.0, 3)(logits) == Sampler(1.0, 3)(logits)).all()
+    assert (Sampler(1.0, 3)(logits) != Sampler(1.0, 4)(logits)).any()
+
+
+@pytest.mark.parametrize("temperature", [-1.0, float("nan"), float("inf")])
+def test_impossible_temperatures_are_refused(temperature):
+    with pytest.raises(UsageError, match="temperature"):
+        Sampler(temperature)
