@@ -15,8 +15,10 @@ from spikeexport.graphs.passes.linears import decoder_matmuls
 from spikeexport.graphs.portable import Dtype, build_unquantised, quantise
 from spikeexport.graphs.saving import data_name, save_model
 from spikeexport.parity import Parity, check_parity
+from spikeexport.runners.prefix_logits import logits_behind, write_prefix_logits
 
 if TYPE_CHECKING:
+    import numpy as np
     import onnx_ir as ir
     from spikeexport.calibration.checkpoint import Checkpoint
 
@@ -59,18 +61,25 @@ def write_portable(
         GraphError: The unquantised graph differs from PyTorch, or plan and model do not match.
         SpikeExportError: The file system refused. Nothing is left under the final names.
     """
-    graph, parity = checked_graph(checkpoint, plan, tensors, dtype)
+    graph, parity, prefix_logits = checked_graph(checkpoint, plan, tensors, dtype)
     quantise(graph, plan, lm_head)
     data, assets = output.with_name(data_name(output.name)), output.with_name(assets_name(output.name))
     with staged_outputs(data, assets, output) as staging:
         write_assets(checkpoint, staging / assets.name, plan.prefix)
+        if prefix_logits is not None:
+            write_prefix_logits(staging / assets.name, prefix_logits)
         save_model(graph, staging / output.name)
     say(f"Wrote {output}")
     return Written(len(decoder_matmuls(graph.graph)), parity, output.stat().st_size + data.stat().st_size)
 
 
-def checked_graph(checkpoint: Checkpoint, plan: Plan, tensors: PlanTensors, dtype: Dtype) -> tuple[ir.Model, Parity]:
+def checked_graph(
+    checkpoint: Checkpoint, plan: Plan, tensors: PlanTensors, dtype: Dtype
+) -> tuple[ir.Model, Parity, np.ndarray | None]:
     """Builds the unquantised graph of a plan in `dtype`, after its float32 form was found equal to PyTorch.
+
+    Returns:
+        The graph, how far it was from PyTorch, and PyTorch's logits float32 [V] behind the prefix (None without one).
 
     Raises:
         GraphError: It was not, or plan and model do not match.
@@ -84,8 +93,9 @@ def checked_graph(checkpoint: Checkpoint, plan: Plan, tensors: PlanTensors, dtyp
     graph = build_unquantised(checkpoint, plan, tensors, prefix, "fp32")
     parity = check_parity(checkpoint, reference, graph, ids)
     say(f"The unquantised graph is PyTorch's within {parity.max_difference:.2g} (allowed {parity.limit:.2g})", level=1)
+    prefix_logits = logits_behind(reference, ids)
     del reference
     gc.collect()
     if dtype == "fp32":
-        return graph, parity
-    return build_unquantised(checkpoint, plan, tensors, prefix, dtype), parity
+        return graph, parity, prefix_logits
+    return build_unquantised(checkpoint, plan, tensors, prefix, dtype), parity, prefix_logits

@@ -5,7 +5,9 @@ The graph gives the prefix's keys and values but never runs the prefix, so what 
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from spikeexport.calibration.foundation.errors import SpikeExportError
@@ -14,6 +16,17 @@ PREFIX_LOGITS_NAME = "prefix_logits.safetensors"
 """File name inside the assets of an .onnx and inside a built folder."""
 
 _KEY = "logits"
+
+
+def logits_behind(model: Any, prefix_ids: Sequence[int]) -> np.ndarray | None:
+    """Runs the prefix through a transformers model and returns its last logits float32 [V]; None without a prefix."""
+    import torch
+
+    if not prefix_ids:
+        return None
+    with torch.inference_mode():
+        output = model(input_ids=torch.tensor([list(prefix_ids)]), use_cache=False, logits_to_keep=1)
+    return output.logits[0, -1].float().numpy()
 
 
 def write_prefix_logits(folder: Path, logits: np.ndarray) -> None:
