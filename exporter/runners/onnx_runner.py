@@ -121,8 +121,8 @@ class OnnxRunner(CausalRunner):
         type_name = inputs[self._past_names[0]].type
         if type_name not in _NUMPY:
             raise GraphError(
-                f"{self._path} keeps its KV cache as {type_name}, which ONNX Runtime does not compute on a CPU: build it "
-                "(`spikeexport build --backend onnxruntime`), or export with --dtype fp16 or fp32."
+                f"{self._path} keeps its KV cache as {type_name}, which ONNX Runtime does not compute on a CPU: "
+                "build it (`spikeexport build --backend onnxruntime`), or export with --dtype fp16 or fp32."
             )
         self._past_dtype = _NUMPY[type_name]
 

@@ -187,7 +187,8 @@ def read_rope(query: ir.Value, key: ir.Value) -> tuple[ir.Value, ir.Value, Rope]
     if ropes[0] != ropes[1]:
         raise NotThatForm("query and key are rotated by different tables")
     plain_query, plain_key = nodes[0].inputs[0], nodes[1].inputs[0]
-    assert plain_query is not None and plain_key is not None
+    assert plain_query is not None
+    assert plain_key is not None
     return plain_query, plain_key, ropes[0]
 
 
@@ -203,7 +204,8 @@ def _read_tables(node: ir.Node) -> Rope:
     offsets = {_position_offset(lookup.inputs[1]) for lookup in lookups if lookup is not None}
     if len(offsets) != 1:
         raise NotThatForm("cos and sin are looked up at different positions")
-    assert tables[0] is not None and tables[1] is not None
+    assert tables[0] is not None
+    assert tables[1] is not None
     return Rope(tables[0], tables[1], node.attributes.get_int("interleaved", 0), offsets.pop())
 
 

@@ -10,7 +10,10 @@ from spikeexport.graphs.onnxruntime.constants import add_constant, add_lazy_cons
 from spikeexport.graphs.onnxruntime.edits import insert_before, producer, take_over
 from spikeexport.graphs.onnxruntime.lowering_pass import MICROSOFT, LoweringPass
 from spikeexport.graphs.onnxruntime.weight_only_linear import ACCURACY_INT8, nbits_attributes
-from spikeexport.graphs.onnxruntime.weights import MODULE_KEY
+from spikeexport.graphs.onnxruntime.weights import MODULE_KEY, is_linear, read_weight
+
+HEAD = "lm_head"
+"""Module path of the head."""
 
 _BLOCKS = (64, 32, 16)
 
@@ -18,9 +21,9 @@ _BLOCKS = (64, 32, 16)
 class BlockEmbedding(LoweringPass):
     """Gather(embedding) -> GatherBlockQuantized, and the head's MatMul on floating-point weights -> MatMulNBits.
 
-    Both read [V, blocks, block] uint8 (zero point 128) with one FP32 scale per block, absmax / 127: a tied head reads the
-    embedding's own initializer. This rounds floating-point weights, so unlike the other passes it is no exact rewriting:
-    each weight moves by at most half a step of its block.
+    Both read [V, blocks, block] uint8 (zero point 128) with one FP32 scale per block, absmax / 127: a tied head reads
+    the embedding's own initializer. This rounds floating-point weights, so unlike the other passes it is no exact
+    rewriting: each weight moves by at most half a step of its block.
     """
 
     name = "int8-embedding"
@@ -30,14 +33,12 @@ class BlockEmbedding(LoweringPass):
         self.accuracy = accuracy
 
     def rewrite(self, graph: ir.Graph) -> None:
-        """Quantises the table that `input_ids` look up and the weight that makes `logits`."""
+        """Quantises the table that `input_ids` look up and the head's weight."""
         for node in list(graph):
             if node.op_type == "Gather" and not node.domain and _is_embedding(node):
                 self._embedding(graph, node)
-        logits = next((value for value in graph.outputs if value.name == "logits"), None)
-        head = producer(logits, "MatMul")
-        if head is not None:
-            self._head(graph, head)
+            elif is_linear(node) and node.metadata_props.get(MODULE_KEY) == HEAD:
+                self._head(graph, node)
 
     def _embedding(self, graph: ir.Graph, node: ir.Node) -> None:
         table = node.inputs[0]
@@ -63,6 +64,8 @@ class BlockEmbedding(LoweringPass):
         self.applied += 1
 
     def _head(self, graph: ir.Graph, node: ir.Node) -> None:
+        if read_weight(node.inputs[1]) is not None:
+            return
         transpose = producer(node.inputs[1], "Transpose")
         table = transpose.inputs[0] if transpose is not None else node.inputs[1]
         if len(constant_shape(table) or ()) != 2:
@@ -89,7 +92,7 @@ class BlockEmbedding(LoweringPass):
     def _table(
         self, graph: ir.Graph, node: ir.Node, table: ir.Value, *, transposed: bool
     ) -> tuple[ir.Value, ir.Value] | None:
-        """Returns codes uint8 [V, blocks, block] and scales float32 [V, blocks] of a table [V, H] ([H, V] transposed)."""
+        """Returns codes uint8 [V, blocks, block], scales float32 [V, blocks] of a table [V, H] or its transpose."""
         shape = constant_shape(table)
         if shape is None or len(shape) != 2 or table.dtype != ir.DataType.FLOAT:
             self.skip(node, "its table is not a constant FP32 matrix")

@@ -34,12 +34,12 @@ class CastToFloat32(LoweringPass):
         tensor = value.const_value
         if tensor is not None and tensor.dtype in HALF:
             value.const_value = widened(tensor)
-            value.dtype = ir.DataType.FLOAT
+            value.type = ir.TensorType(ir.DataType.FLOAT)
             self.applied += 1
 
     def _widen_type(self, value: ir.Value) -> None:
         if value.dtype in HALF:
-            value.dtype = ir.DataType.FLOAT
+            value.type = ir.TensorType(ir.DataType.FLOAT)
             self.applied += 1
 
     def _widen_attributes(self, node: ir.Node) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from dataclasses import dataclass
 
 import onnx_ir as ir
@@ -34,8 +35,8 @@ class FuseGroupQueryAttention(LoweringPass):
     """Concat(prefix, past, new) + RotaryEmbedding + Attention -> GroupQueryAttention with `do_rotary`.
 
     All layers or none, because the cache's layout changes for the caller: `past_key_values.{i}.*` and `present.{i}.*`
-    become one buffer [batch, kv_heads, capacity, D] whose first P rows the caller fills with the prefix, `seqlens_k` and
-    `total_sequence_length` (both counting the prefix) take the place of the mask. Rotation by other means than two
+    become one buffer [batch, kv_heads, capacity, D] whose first P rows the caller fills with the prefix; `seqlens_k`
+    and `total_sequence_length` (both counting the prefix) take the place of the mask. Rotation by other means than two
     tables stays in front of the kernel.
     """
 
@@ -76,10 +77,8 @@ def _fit(node: ir.Node) -> _Fit:
     if site.heads % site.kv_heads:
         raise NotThatForm(f"{node.name} has {site.heads} heads over {site.kv_heads} key/value heads")
     query, key, rope = site.query, site.key.new, None
-    try:
+    with contextlib.suppress(NotThatForm):  # A rotation by other means stays a node of its own.
         query, key, rope = read_rope(site.query, site.key.new)
-    except NotThatForm:
-        pass  # The rotation, if there is one, stays a node of its own.
     if rope is not None and not _kernel_rotates(rope, site.key.prefix_length):
         query, key, rope = site.query, site.key.new, None
     return _Fit(site, query, key, rope, _flat_output(node))

@@ -15,8 +15,8 @@ _ATTENTIONS = {("GroupQueryAttention", MICROSOFT), ("Attention", "")}
 class GatherLogitPositions(LoweringPass):
     """Adds the input `logits_positions` and gathers those positions right behind the last attention.
 
-    No operator behind the last attention mixes positions, so the last layer's output projection, its MLP, the final norm
-    and the head run on the wanted ones only. Logits become [batch, kept, V].
+    No operator behind the last attention mixes positions, so the last layer's output projection, its MLP, the final
+    norm and the head run on the wanted ones only. Logits become [batch, kept, V].
     """
 
     name = "logit-positions"

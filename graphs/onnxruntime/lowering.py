@@ -14,7 +14,7 @@ from spikeexport.graphs.onnxruntime.integer_linear import IntegerLinears
 from spikeexport.graphs.onnxruntime.logit_positions import GatherLogitPositions
 from spikeexport.graphs.onnxruntime.lowering_pass import LoweringPass, Skip
 from spikeexport.graphs.onnxruntime.packed_qkv import PackQkv
-from spikeexport.graphs.onnxruntime.rms_norm import FuseSkipNorm, SimplifyRmsNorm
+from spikeexport.graphs.onnxruntime.rms_norm import FoldNormWeights, FuseSkipNorm, SimplifyRmsNorm
 from spikeexport.graphs.onnxruntime.weight_only_linear import WeightOnlyLinears
 
 LOWERING: tuple[type[LoweringPass], ...] = (
@@ -25,6 +25,7 @@ LOWERING: tuple[type[LoweringPass], ...] = (
     PackQkv,
     GatherLogitPositions,
     BlockEmbedding,
+    FoldNormWeights,
     SimplifyRmsNorm,
     FuseSkipNorm,
 )

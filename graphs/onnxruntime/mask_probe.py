@@ -1,4 +1,4 @@
-"""What an attention mask means, found out by computing it: the part of the graph that makes it is run on small inputs."""
+"""What an attention mask means, found out by running the part of the graph that makes it on small inputs."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ _SMALL_STEPS = ((6, 0), (3, 5), (1, 4))
 def why_not_causal(graph: ir.Graph, mask: ir.Value, prefix_length: int, longest: int) -> str | None:
     """Says why `mask` hides or shows other keys than a causal mask with a visible prefix; None when it is just that.
 
-    The probes are a prompt, a chunk behind a past, one token, and one token behind `longest` - 1 (a window shows there).
+    The probes are a prompt, a chunk behind a past, one token, and one token behind `longest` - 1, where windows show.
 
     Args:
         graph: The graph that computes the mask from the decoder's inputs.
@@ -100,6 +100,7 @@ def _probe_inputs(part: ir.Model, new: int, past: int) -> Iterator[tuple[str, np
         elif name == "position_ids":
             yield name, np.arange(past, past + new, dtype=np.int64)[None]
         else:
-            assert value.shape is not None and value.dtype is not None
+            assert value.shape is not None
+            assert value.dtype is not None
             shape = [1, value.shape[1], past, value.shape[3]]
             yield name, np.zeros([int(size) for size in shape], value.dtype.numpy())

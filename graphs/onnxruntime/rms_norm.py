@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import onnx_ir as ir
-from spikeexport.graphs.onnxruntime.constants import constant_shape
+from spikeexport.graphs.onnxruntime.constants import add_constant, constant_array, constant_shape
 from spikeexport.graphs.onnxruntime.edits import insert_before, producer, take_over
 from spikeexport.graphs.onnxruntime.lowering_pass import MICROSOFT, LoweringPass
 
@@ -32,6 +32,27 @@ class SimplifyRmsNorm(LoweringPass):
             )
             take_over(node.outputs[0], norm.outputs[0])
             self.applied += 1
+
+
+class FoldNormWeights(LoweringPass):
+    """Add(constant, weight) -> one initializer: norms that multiply by 1 + weight get a plain weight."""
+
+    name = "norm-weights"
+
+    def rewrite(self, graph: ir.Graph) -> None:
+        """Folds each sum of two constants that scales a norm."""
+        for node in list(graph):
+            if node.op_type not in _NORMS or len(node.inputs) < 2:
+                continue
+            add = producer(node.inputs[1], "Add")
+            parts = [constant_array(value) for value in add.inputs] if add is not None else []
+            if len(parts) != 2 or parts[0] is None or parts[1] is None:
+                continue
+            node.replace_input_with(1, add_constant(graph, f"{node.name}.weight", parts[0] + parts[1]))
+            self.applied += 1
+
+
+_NORMS = frozenset({"RMSNormalization", "SimplifiedLayerNormalization"})
 
 
 class FuseSkipNorm(LoweringPass):

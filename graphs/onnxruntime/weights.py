@@ -78,7 +78,9 @@ def read_static_input(value: ir.Value | None) -> StaticInput | None:
         return None
     if zero_points[0].dtype != np.int8 or zero_points[0] != zero_points[1] or scales[0] != scales[1]:  # type: ignore[union-attr]
         return None
-    assert source is not None and scale is not None and zero_points[0] is not None
+    assert source is not None
+    assert scale is not None
+    assert zero_points[0] is not None
     return StaticInput(quantize, source, scale, int(zero_points[0]))
 
 

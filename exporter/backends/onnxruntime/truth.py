@@ -56,9 +56,7 @@ def read_truth(graph: ir.Graph, planned: Iterable[str], modules: Mapping[str, st
     counts = Counter(node.op_type for node in graph)
     return EngineTruth(
         planned=planned,
-        fallbacks=tuple(
-            Fallback(name=name, why=_why(other.get(name))) for name in planned if name not in integer
-        ),
+        fallbacks=tuple(Fallback(name=name, why=_why(other.get(name))) for name in planned if name not in integer),
         merged=merged,
         attention_fused=min(sum(counts[kind] for kind in ATTENTION_KERNELS), layers),
         attention_layers=layers,
@@ -73,7 +71,7 @@ def node_modules(graph: ir.Graph) -> dict[str, str]:
 
 
 def _modules_of(node: ir.Node, modules: Mapping[str, str]) -> tuple[str, ...]:
-    """Returns the linears computed in a node: by its name, else by the weight it reads (ONNX Runtime renames fusions)."""
+    """Returns the linears computed in a node: by its name, else by the weight it reads (fusions are renamed)."""
     if str(node.name) in modules:
         return tuple(modules[str(node.name)].split())
     if not ("MatMul" in node.op_type or node.op_type in INTEGER_PRODUCTS):
