@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
+import onnx_ir as ir
 from spikeexport.calibration.foundation.errors import GraphError, SpikeExportError
+from spikeexport.calibration.foundation.progress import warn
 from spikeexport.runners.assets import Assets
 from spikeexport.runners.base import CausalRunner
 from spikeexport.runners.ort_session import SessionSettings, import_onnxruntime, open_session
@@ -134,10 +137,30 @@ class OnnxRunner(CausalRunner):
 def open_onnx_runner(path: Path, *, settings: SessionSettings | None = None) -> OnnxRunner:
     """Opens an .onnx file that `export` wrote, with the assets beside it.
 
+    A BF16 file has no kernels on a CPU: it is computed in FP32 with its own rounded weights, from a temporary copy.
+
     Raises:
         SpikeExportError: The file, its data or its assets are missing or damaged.
     """
-    return OnnxRunner(path, Assets(assets_folder(path), prefix_of(path)), settings)
+    from spikeexport.graphs.reading import read_portable
+
+    portable = read_portable(path)
+    assets = Assets(assets_folder(path), portable.prefix.ids if portable.prefix is not None else ())
+    if not any(value.dtype == ir.DataType.BFLOAT16 for value in portable.model.graph.inputs):
+        return OnnxRunner(path, assets, settings)
+    warn(f"{path.name} is BF16, which a CPU does not compute: it runs in FP32 with the same weights.")
+    return _open_widened(path, portable.model, assets, settings)
+
+
+def _open_widened(path: Path, model: ir.Model, assets: Assets, settings: SessionSettings | None) -> OnnxRunner:
+    from spikeexport.graphs.onnxruntime.float32 import CastToFloat32
+    from spikeexport.graphs.saving import save_model
+
+    CastToFloat32()(model)
+    with tempfile.TemporaryDirectory() as folder:
+        copy = Path(folder) / path.name
+        save_model(model, copy)
+        return OnnxRunner(copy, assets, settings)
 
 
 def assets_folder(path: Path) -> Path:
@@ -153,11 +176,3 @@ def assets_folder(path: Path) -> Path:
     raise SpikeExportError(
         f"{folder} is missing: the tokenizer lies there; copy it beside {path.name} or export again."
     )
-
-
-def prefix_of(path: Path) -> tuple[int, ...]:
-    """Returns the ids of the prefix that the file says it has, read from its metadata without its weights."""
-    from spikeexport.graphs.reading import read_portable
-
-    prefix = read_portable(path).prefix
-    return prefix.ids if prefix is not None else ()
