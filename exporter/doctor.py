@@ -12,11 +12,12 @@ import sys
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
+from functools import partial
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
 from spikeexport.backends.registry import BACKENDS, open_backend
-from spikeexport.backends.tensorrt.flavor import FLAVORS
+from spikeexport.backends.tensorrt.flavor import FLAVORS, Flavor
 from spikeexport.backends.tensorrt.gpus import ask_gpus
 from spikeexport.backends.tensorrt.probe import describe_exit, probe
 from spikeexport.calibration.foundation.errors import one_line
@@ -77,8 +78,8 @@ def doctor() -> dict[str, Any]:
             "gpus": _gpus,
             "torch": lambda: _ask("torch", _ASK_TORCH),
             "onnxruntime": lambda: _ask("onnxruntime", _ASK_ONNXRUNTIME),
-            **{flavor.module: lambda flavor=flavor: asdict(probe(flavor)) for flavor in FLAVORS.values()},
-            **{f"backend {name}": lambda name=name: asdict(backend_state(name)) for name in BACKENDS},
+            **{flavor.module: partial(_probe, flavor) for flavor in FLAVORS.values()},
+            **{f"backend {name}": partial(_backend, name) for name in BACKENDS},
         }
         answers = {name: future.result() for name, future in {n: pool.submit(t) for n, t in tasks.items()}.items()}
     versions = {name: installed_version(name) for name in PACKAGES}
@@ -109,6 +110,15 @@ def installed_version(distribution: str) -> str | None:
         return version(distribution)
     except PackageNotFoundError:
         return None
+
+
+def _probe(flavor: Flavor) -> dict[str, Any]:
+    found = probe(flavor)
+    return {"version": found.version, "done": list(found.done), "why": found.why}
+
+
+def _backend(name: str) -> dict[str, Any]:
+    return asdict(backend_state(name))
 
 
 def _gpus() -> dict[str, Any]:

@@ -96,7 +96,7 @@ def describe_onnx(portable: PortableModel) -> dict[str, Any]:
         "decisions": dict(plan.decisions) if plan else {},
         "plan_sha256": plan.digest() if plan else None,
         "versions": json.loads(model.metadata_props.get(VERSIONS_KEY, "{}")),
-        "findings": [asdict(finding) for finding in found],
+        "findings": [{**asdict(finding), "modules": list(finding.modules)} for finding in found],
     }
 
 

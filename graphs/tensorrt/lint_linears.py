@@ -50,15 +50,21 @@ def _weight_along_inputs(node: ir.Node, around: Surroundings) -> str | None:
     form = _weight(node)
     if not _is_planned(node, around) or form is None or form.axis is None:
         return None
-    outputs = -2 if node.op_type == "Gemm" and node.attributes.get_int("transB", 0) else -1
+    outputs = -2 if _is_transposed(node) else -1
     if form.axis_at_product == outputs:
         return None
     found = "behind a reshape" if form.axis_at_product is None else "along the input channels"
     return f"the weight's scale runs {found}, axis {form.axis}"
 
 
+def _is_transposed(node: ir.Node) -> bool:
+    attribute = node.attributes.get("transB")
+    return node.op_type == "Gemm" and attribute is not None and bool(attribute.as_int())
+
+
 def _splits_last_axis(node: ir.Node, around: Surroundings) -> str | None:
-    if node.attributes.get_int("axis", 0) not in (-1, 2):
+    attribute = node.attributes.get("axis")
+    if attribute is None or attribute.as_int() not in (-1, 2):
         return None
     above = node.inputs[0].producer() if node.inputs[0] is not None else None
     while above is not None and above.op_type in ("Cast", "Identity", "Add"):

@@ -17,7 +17,7 @@ def _zero_point(node: ir.Node) -> ir.Value | None:
 
 
 def _missing_zero_point(node: ir.Node, _: Surroundings) -> str | None:
-    if _zero_point(node) is not None or node.attributes.get_int("output_dtype", 0):
+    if _zero_point(node) is not None or "output_dtype" in node.attributes:
         return None
     return "QuantizeLinear without a zero point: TensorRT reads INT8 codes, ONNX says UINT8"
 

@@ -67,7 +67,7 @@ def attention_parts(node: ir.Node) -> tuple[ir.Node, ...]:
     if node.op_type != "Softmax":
         return ()
     scores = _product_above(node.inputs[0])
-    mixes = [use.node for use in _through_casts(node.outputs[0]) if use.node.op_type == "MatMul"]
+    mixes = [reader for reader in _readers(node.outputs[0]) if reader.op_type == "MatMul"]
     return (scores, node, mixes[0]) if scores is not None and mixes else ()
 
 
@@ -91,11 +91,12 @@ def _product_above(value: ir.Value | None) -> ir.Node | None:
     return None
 
 
-def _through_casts(value: ir.Value) -> list[ir.Usage]:
-    uses: list[ir.Usage] = []
+def _readers(value: ir.Value) -> list[ir.Node]:
+    """Returns the nodes that read a value, looking through casts."""
+    readers: list[ir.Node] = []
     for use in value.uses():
-        uses.extend(_through_casts(use.node.outputs[0]) if use.node.op_type == "Cast" else [use])
-    return uses
+        readers.extend(_readers(use.node.outputs[0]) if use.node.op_type == "Cast" else [use.node])
+    return readers
 
 
 def _attention_name(node: ir.Node) -> str:

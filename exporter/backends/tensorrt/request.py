@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import ClassVar, Literal
+from typing import ClassVar, Literal, TypeAlias
 
 from spikeexport.calibration.foundation.records import Artifact
 
@@ -10,6 +10,9 @@ ENGINE_NAME = "model.engine"
 """File name of the serialised engine in a built folder."""
 
 RESULT_NAME = "result.json"
+
+ReportForm: TypeAlias = Literal["log", "inspector", ""]
+"""How a layer report is read: the builder's log, the inspector's JSON, or none."""
 
 
 class BuildRequest(Artifact):
@@ -55,7 +58,7 @@ class BuildAnswer(Artifact):
 
     version: str = ""
     report: str = ""
-    report_form: Literal["log", "inspector", ""] = ""
+    report_form: ReportForm = ""
     seconds: float = 0.0
     warnings: tuple[str, ...] = ()
     error: str | None = None

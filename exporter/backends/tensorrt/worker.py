@@ -16,7 +16,7 @@ from spikeexport.backends.tensorrt.flavor import FLAVORS, Flavor, load_module
 from spikeexport.backends.tensorrt.logger import BuildLog
 from spikeexport.backends.tensorrt.network import create_network, input_shapes, parse_onnx
 from spikeexport.backends.tensorrt.profiles import Limits, profile_shapes
-from spikeexport.backends.tensorrt.request import ENGINE_NAME, RESULT_NAME, BuildAnswer, BuildRequest
+from spikeexport.backends.tensorrt.request import ENGINE_NAME, RESULT_NAME, BuildAnswer, BuildRequest, ReportForm
 from spikeexport.calibration.foundation.errors import BackendError, SpikeExportError
 
 
@@ -61,7 +61,7 @@ def build_engine(request: BuildRequest) -> BuildAnswer:
     )
 
 
-def _write_report(module: ModuleType, flavor: Flavor, plan: Any, log: BuildLog, folder: Path) -> tuple[str, str]:
+def _write_report(module: ModuleType, flavor: Flavor, plan: Any, log: BuildLog, folder: Path) -> tuple[str, ReportForm]:
     """Writes what the library says about the layers: the log's list without a GPU, the inspector's JSON with one."""
     if not flavor.needs_gpu:
         (folder / "layers.txt").write_text("\n".join(log.reports), encoding="utf-8")
