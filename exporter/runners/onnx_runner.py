@@ -147,7 +147,8 @@ def open_onnx_runner(path: Path, *, settings: SessionSettings | None = None) -> 
     portable = read_portable(path)
     assets = Assets(assets_folder(path), portable.prefix.ids if portable.prefix is not None else ())
     if not any(value.dtype == ir.DataType.BFLOAT16 for value in portable.model.graph.inputs):
-        return OnnxRunner(path, assets, settings)
+        # Without Q/DQ there is nothing that fusing could round otherwise.
+        return OnnxRunner(path, assets, settings, "all" if portable.plan.weights == "fp" else "basic")
     warn(f"{path.name} is BF16, which a CPU does not compute: it runs in FP32 with the same weights.")
     return _open_widened(path, portable.model, assets, settings)
 
