@@ -39,19 +39,17 @@ def naive_plan(
     model = load_model(checkpoint) if model is None else model
     if ids is None:
         ids = np.random.default_rng(0).integers(3, checkpoint.config.vocab_size, (4, 32))
-    structure = discover(model)
-    absmax = _absmax_of_inputs(model, [site.name for site in structure.sites], ids, tuple(prefix))
+    found = discover(model).sites if weights == "int8" else ()
+    absmax = _absmax_of_inputs(model, [site.name for site in found], ids, tuple(prefix)) if found else {}
     sites = []
-    for site in structure.sites:
+    for site in found:
         linears = tuple(linear for linear in site.linears if linear not in excluded)
-        if linears and weights == "int8":
+        if linears:
             sites.append(InputSite(name=linears[0], linears=linears, scale=absmax[site.name] / 127))
     text = checkpoint.tokenizer().decode(list(prefix))
     return Plan(
         model=checkpoint.model_id,
-        calibration=CalibrationInfo(
-            sources=("test",), samples=len(ids), seqlen=ids.shape[1], seed=0, sha256="0" * 64
-        ),
+        calibration=CalibrationInfo(sources=("test",), samples=len(ids), seqlen=ids.shape[1], seed=0, sha256="0" * 64),
         prefix=Prefix(ids=tuple(prefix), text=text) if prefix else None,
         folds=(),
         sites=tuple(sites),

@@ -1,0 +1,48 @@
+import importlib.util
+import subprocess
+import sys
+
+import pytest
+from spikeexport.calibration.checkpoint import load_model
+from spikeexport.calibration.prefix_cache import prefix_arrays
+from spikeexport.graphs.portable import build_portable
+from spikeexport.graphs.saving import save_model
+from tests.naive_plan import naive_plan
+
+# In a process of its own: first contact with a native library may end the process.
+PARSE = """
+import sys, tensorrt_rtx as trt
+logger = trt.Logger(trt.Logger.ERROR)
+network = trt.Builder(logger).create_network(0)
+parser = trt.OnnxParser(network, logger)
+accepted = parser.parse_from_file(sys.argv[1])
+for index in range(parser.num_errors):
+    print(parser.get_error(index).desc())
+quantise = sum(network.get_layer(i).type == trt.LayerType.QUANTIZE for i in range(network.num_layers))
+print("accepted" if accepted else "refused", quantise, network.num_inputs, network.num_outputs)
+"""
+
+
+def parse(path):
+    if importlib.util.find_spec("tensorrt_rtx") is None:
+        pytest.fail('tensorrt-rtx is not installed: pip install "spikeexport[rtx]"')
+    done = subprocess.run([sys.executable, "-c", PARSE, str(path)], capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr
+    return done.stdout.strip().splitlines()
+
+
+@pytest.mark.parametrize("dtype", ["fp16", "fp32"])
+def test_parser_accepts_int8_with_a_prefix(grouped, tmp_path, dtype):
+    model = load_model(grouped)
+    plan = naive_plan(grouped, model, prefix=(7, 300, 1), exclude=["model.layers.1.mlp.down_proj"])
+    path = tmp_path / "model.onnx"
+    save_model(build_portable(grouped, plan, {}, prefix_arrays(model, (7, 300, 1)), dtype, "int8"), path)
+    assert parse(path) == [f"accepted {len(plan.sites)} 9 7"]
+
+
+def test_parser_refuses_attention_that_holds_its_cache(grouped, tmp_path):
+    """What SplitAttention is for."""
+    from tests.graphs.passes.test_name_linears import named
+
+    save_model(named(grouped), tmp_path / "model.onnx")
+    assert parse(tmp_path / "model.onnx")[-1].startswith("refused")
