@@ -49,7 +49,7 @@ def test_unquantised_family_is_unchanged_by_lowering(family, tmp_path):
         np.testing.assert_allclose(found, expected, atol=TOLERANCE, rtol=0)
 
 
-@pytest.mark.parametrize("family", ("llama", "qwen2", "phi3", "mixtral"))
+@pytest.mark.parametrize("family", ["llama", "qwen2", "phi3", "mixtral"])
 def test_integer_family_is_as_close_as_rounding_allows(family, tmp_path):
     pair = open_family_pair(family, tmp_path, without=EXACT)
     done = {report.name: report.applied for report in pair.reports}

@@ -81,7 +81,7 @@ def test_each_pass_can_be_switched_off(tiny_llama_folder):
 
 
 def test_an_unknown_pass_is_named():
-    with pytest.raises(UsageError, match="'skip-nrom'.*skip-norm"):
+    with pytest.raises(UsageError, match=r"'skip-nrom'.*skip-norm"):
         lower(ir.Model(ir.Graph([], [], nodes=[]), ir_version=10), without=("skip-nrom",))
 
 
