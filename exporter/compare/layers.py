@@ -15,7 +15,7 @@ from spikeexport.compare.unscale import folded_producers, output_scales
 from spikeexport.graphs.reading import PortableModel, read_portable
 from spikeexport.runners.torch_runner import TorchRunner
 
-_CHUNK_BYTES = 64 * 2**20
+_CHUNK_BYTES = 128 * 2**20
 
 FIRST_BAD_DROP_DB = 10.0
 """A layer is called bad when its SNR lies this far below everything before it."""

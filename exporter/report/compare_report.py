@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 from markupsafe import Markup
 from spikeexport.compare.result import CompareResult
+from spikeexport.defaults import SELF_TEXT
 from spikeexport.report.facts import engine_rows, exclusion_rows, plan_rows
 from spikeexport.report.page import write_page
 from spikeexport.report.plots import HIGH, INK, LOW, THIRD, Series, series_plot
@@ -36,7 +37,7 @@ def write_compare_report(result: CompareResult, path: Path) -> None:
         "compare.html",
         f"{data['candidate']} against {data['reference']}",
         data=data,
-        text_name="text sampled from the reference" if data["text"] == "self" else data["text"],
+        text_name="text sampled from the reference" if data["text"] == SELF_TEXT else Path(data["text"]).name,
         verdict=verdict_of(data),
         cards=_cards(data),
         layer_plot=_layer_plot(data["layers"]),
@@ -110,11 +111,11 @@ def _layer_plot(layers: list[dict[str, Any]]) -> Markup | None:
 def _kl_plot(kl: list[float]) -> Markup:
     values = np.maximum(np.array(kl), 1e-7)
     positions = list(range(len(values)))
-    series = [Series("each position", positions, values.tolist(), THIRD, "")]
+    series = [Series("each position", positions, values.tolist(), THIRD, "", width=0.9, alpha=0.5)]
     if len(values) >= 4 * _SMOOTHED:
         smooth = np.convolve(values, np.ones(_SMOOTHED) / _SMOOTHED, mode="valid")
         shifted = [position + (_SMOOTHED - 1) / 2 for position in range(len(smooth))]
-        series.append(Series(f"mean of {_SMOOTHED}", shifted, smooth.tolist(), HIGH, ""))
+        series.append(Series(f"mean of {_SMOOTHED}", shifted, smooth.tolist(), HIGH, "", width=2))
     return series_plot(series, x_label="position in the window", y_label="KL, nats", log=True)
 
 
@@ -125,7 +126,7 @@ def _window(window: Mapping[str, Any]) -> dict[str, Any]:
         "reference": f"{window['perplexity']['reference']:.1f}",
         "candidate": f"{window['perplexity']['candidate']:.1f}",
         "tokens": [
-            {"text": text, "kl": f"KL {kl:.3f}", "heat": f"{min(kl / _HEAT_NATS, 1) ** 0.7 * 0.75:.2f}"}
+            {"text": text, "kl": f"KL {kl:.3f}", "heat": f"{min(kl / _HEAT_NATS, 1) * 0.75:.2f}"}
             for text, kl in window["tokens"]
         ],
     }

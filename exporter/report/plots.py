@@ -115,6 +115,8 @@ class Series:
         colour: One of this module's stand-ins.
         marker: matplotlib marker; "" draws a line only.
         line: Whether the points are joined.
+        width: Of the line, in points.
+        alpha: Opacity.
     """
 
     label: str
@@ -123,6 +125,8 @@ class Series:
     colour: str
     marker: str = "o"
     line: bool = True
+    width: float = 1.6
+    alpha: float = 1.0
 
 
 def series_plot(
@@ -132,9 +136,8 @@ def series_plot(
     y_label: str,
     log: bool = False,
     size: tuple[float, float] = WIDE,
-    mark: tuple[float, str] | None = None,
 ) -> Markup:
-    """Draws series over one horizontal axis; `mark` is a position with a word for it."""
+    """Draws series over one horizontal axis."""
     with drawing(size) as plot:
         axes = plot.axes
         if log:
@@ -142,23 +145,20 @@ def series_plot(
             axes.minorticks_off()
         for one in series:
             style = "-" if one.line else ""
-            width = 1.6 if one.marker or len(one.x) < 200 else 1.0
-            axes.plot(one.x, one.y, color=one.colour, marker=one.marker, ls=style, lw=width, label=one.label)
-        if mark is not None:
-            axes.axvline(mark[0], color=MUTED, lw=1, ls=":")
-            axes.annotate(
-                mark[1],
-                (mark[0], 1),
-                xycoords=("data", "axes fraction"),
-                xytext=(4, -8),
-                textcoords="offset points",
-                color=MUTED,
-                fontsize=9,
+            axes.plot(
+                one.x,
+                one.y,
+                color=one.colour,
+                marker=one.marker,
+                ls=style,
+                lw=one.width,
+                alpha=one.alpha,
+                label=one.label,
             )
         axes.set_xlabel(x_label)
         axes.set_ylabel(y_label)
         axes.margins(x=0.02)
-        axes.legend(loc="lower right", bbox_to_anchor=(1, 1), ncols=len(series), borderaxespad=0.2)
+        axes.legend(loc="lower left", bbox_to_anchor=(0, 1), ncols=len(series), borderaxespad=0.2)
     return plot.svg
 
 
