@@ -73,6 +73,24 @@ class Fold(Record):
     scales: str
 
 
+class TradeOff(Record):
+    """What a number of exclusions gives, measured on held-out calibration windows by fake quantisation.
+
+    Attributes:
+        sites: Input sites left unquantised.
+        linears: Linears that read them.
+        weight_share: Their share of the decoder linears' weights, 0 to 1.
+        kl: Mean KL divergence to the floating-point model behind the same lead, in nats.
+        perplexity: Of the quantised model.
+    """
+
+    sites: int
+    linears: int
+    weight_share: float
+    kl: float
+    perplexity: float
+
+
 class Plan(Artifact):
     """Everything that export needs beside the checkpoint.
 
@@ -81,6 +99,7 @@ class Plan(Artifact):
         excluded: Linears that stay out of `sites`.
         alpha: The ratio threshold that QFeM used, or None.
         weights: "int8" (per output channel, symmetric) or "fp" (nothing is quantised).
+        trade_off: Excluded share against quality, as far as it was measured.
         decisions: Method and figures of each choice, for reports: plain words, never read by code.
     """
 
@@ -95,6 +114,7 @@ class Plan(Artifact):
     alpha: float | None
     weights: Literal["int8", "fp"]
     decisions: dict[str, str]
+    trade_off: tuple[TradeOff, ...] = ()
 
     @property
     def quantized_linears(self) -> tuple[str, ...]:

@@ -1,0 +1,67 @@
+"""Profiling: where a model's activations spike, on which tokens, and how large its hidden states get."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterable
+from typing import TYPE_CHECKING
+
+import numpy as np
+from spikeexport.calibration.forward import Lead, windows_with_lead
+from spikeexport.calibration.observe import SiteStatistics, observe_sites
+from spikeexport.calibration.records.model_id import CalibrationInfo
+from spikeexport.calibration.records.profile import Profile, SpikeToken
+from spikeexport.calibration.spikes import HiddenStateWatch, module_spikes, spike_tokens
+from spikeexport.calibration.structure.sites import DecoderStructure, discover
+from torch import nn
+
+if TYPE_CHECKING:
+    from spikeexport.calibration.checkpoint import Checkpoint
+
+
+def profile_model(checkpoint: Checkpoint, model: nn.Module, ids: np.ndarray, calibration: CalibrationInfo) -> Profile:
+    """Measures the token-wise absmax at the input of every decoder linear (arXiv 2405.14428, section 3).
+
+    Args:
+        checkpoint: Where the model came from (its tokenizer and identity).
+        model: The loaded model.
+        ids: int64 [samples, seqlen] without BOS; BOS is put in front where the tokenizer has one, and measured.
+        calibration: What the ids are.
+
+    Raises:
+        CalibrationError: An activation is NaN or infinite.
+    """
+    from spikeexport.calibration.checkpoint import bos_id
+
+    return profile_windows(checkpoint, model, discover(model), ids, Lead(bos=bos_id(checkpoint)), calibration)[0]
+
+
+def profile_windows(
+    checkpoint: Checkpoint,
+    model: nn.Module,
+    structure: DecoderStructure,
+    ids: np.ndarray,
+    lead: Lead,
+    calibration: CalibrationInfo,
+) -> tuple[Profile, dict[str, SiteStatistics]]:
+    """Profiles behind any lead and keeps the statistics it was made from; arguments as for `profile_model`."""
+    start = time.perf_counter()
+    watch = HiddenStateWatch(model, structure)
+    try:
+        statistics = observe_sites(model, structure, ids, lead, description="Profiling activations")
+    finally:
+        hidden = watch.close()
+    tokens = spike_tokens(structure, statistics, windows_with_lead(ids, lead))
+    profile = Profile(
+        model=checkpoint.model_id,
+        calibration=calibration,
+        modules=module_spikes(structure, statistics),
+        spike_tokens=_with_text(tokens, checkpoint.tokenizer()),
+        hidden_states=hidden,
+        seconds=round(time.perf_counter() - start, 3),
+    )
+    return profile, statistics
+
+
+def _with_text(tokens: Iterable[SpikeToken], tokenizer) -> tuple[SpikeToken, ...]:
+    return tuple(token.model_copy(update={"text": tokenizer.decode([token.id])}) for token in tokens)

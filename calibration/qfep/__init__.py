@@ -1,0 +1,1 @@
+"""QFeP: searching the prefix whose KV cache absorbs the spikes."""

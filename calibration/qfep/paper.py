@@ -1,0 +1,85 @@
+"""The paper's prefix search (arXiv 2405.14428, section 4.2): a context token that makes a spike token spike once."""
+
+from __future__ import annotations
+
+from collections import Counter
+
+import numpy as np
+import torch
+from spikeexport.calibration.observe import SiteStatistics
+from spikeexport.calibration.qfep.candidate import PrefixCandidate
+from spikeexport.calibration.spikes import spike_ratio
+from spikeexport.calibration.structure.sites import DecoderStructure
+from torch import nn
+
+TOP_TOKENS = 3
+CONTEXT_TOKENS = 200
+_BATCH = 256
+
+
+def paper_prefix(
+    model: nn.Module,
+    structure: DecoderStructure,
+    statistics: dict[str, SiteStatistics],
+    ids: np.ndarray,
+    bos: int | None,
+) -> PrefixCandidate | None:
+    """Searches [BOS, c, t]: spike token t and context c with the largest S(first t) / S(second t) in [BOS, c, t, c, t].
+
+    Args:
+        model: Unquantised.
+        structure: Its sites.
+        statistics: S behind BOS.
+        ids: int64 [samples, tokens], the ids that S belongs to (BOS included).
+        bos: The BOS id, or None for a model without (the sequences then start with c).
+
+    Returns:
+        The prefix, or None where no token is left to try.
+    """
+    worst = max(statistics, key=lambda name: spike_ratio(statistics[name].token_absmax))
+    skip = 0 if bos is None else 1
+    tokens = _top_tokens(statistics[worst].token_absmax[:, skip:], ids[:, skip:])
+    contexts = [token for token, _ in Counter(ids[:, 1:].ravel().tolist()).most_common(CONTEXT_TOKENS)]
+    if not tokens or not contexts:
+        return None
+    head = () if bos is None else (bos,)
+    pairs = [(context, token) for token in tokens for context in contexts]
+    rates = _rates(model, worst, [(*head, c, t, c, t) for c, t in pairs], len(head))
+    context, token = pairs[int(rates.argmax())]
+    return PrefixCandidate((*head, context, token), "paper")
+
+
+def _top_tokens(absmax: np.ndarray, ids: np.ndarray) -> list[int]:
+    """Per sample the TOP_TOKENS tokens by S; the largest S of each id; the TOP_TOKENS largest of these."""
+    best: dict[int, float] = {}
+    for row, values in enumerate(absmax):
+        for column in np.argsort(values)[-TOP_TOKENS:]:
+            token = int(ids[row, column])
+            best[token] = max(best.get(token, 0.0), float(values[column]))
+    return sorted(best, key=lambda token: -best[token])[:TOP_TOKENS]
+
+
+@torch.inference_mode()
+def _rates(model: nn.Module, site: str, sequences: list[tuple[int, ...]], head: int) -> np.ndarray:
+    """Returns S[first t] / S[second t] at one site for sequences [head.., c, t, c, t]."""
+    seen: list[torch.Tensor] = []
+
+    def stop(_module: nn.Module, args: tuple) -> None:
+        seen.append(args[0].abs().amax(-1).float())
+        raise _Reached
+
+    handle = model.get_submodule(site).register_forward_pre_hook(stop)
+    try:
+        for start in range(0, len(sequences), _BATCH):
+            try:
+                model.base_model(input_ids=torch.tensor(sequences[start : start + _BATCH]), use_cache=False)
+            except _Reached:
+                continue
+    finally:
+        handle.remove()
+    absmax = torch.cat(seen).numpy()
+    return absmax[:, head + 1] / np.maximum(absmax[:, head + 3], np.finfo(np.float32).tiny)
+
+
+class _Reached(Exception):
+    """The watched input was seen."""

@@ -1,0 +1,81 @@
+"""Choosing and applying the folds of a method: SmoothQuant as published, or all four input kinds."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import torch
+from spikeexport.calibration.records.plan import Fold, PlanTensors
+from spikeexport.calibration.smoothing.apply import fold_point
+from spikeexport.calibration.smoothing.points import FoldPoint, FoldPoints
+from spikeexport.calibration.smoothing.strength import smoothing_scales
+from torch import nn
+
+
+@dataclass(frozen=True)
+class Smoothing:
+    """A smoothing method.
+
+    Attributes:
+        name: What `--smooth` calls it.
+        kinds: Which folds it uses.
+        alpha: Migration strength.
+        center: Whether s has geometric mean 1.
+        power_of_two: Rounds s to powers of two: the folded model is then bit-exact in floating point.
+    """
+
+    name: str
+    kinds: frozenset[str]
+    alpha: float
+    center: bool = True
+    power_of_two: bool = False
+
+
+@dataclass(frozen=True)
+class SolvedFolds:
+    """Folds written into a model, and the statistics that follow from them.
+
+    Attributes:
+        folds: For the plan.
+        tensors: Their vectors.
+        input_scales: Site name -> s spread over the site's input channels, float32 [channels].
+    """
+
+    folds: tuple[Fold, ...]
+    tensors: PlanTensors
+    input_scales: dict[str, torch.Tensor]
+
+
+def solve_folds(
+    model: nn.Module, points: FoldPoints, method: Smoothing, channel_absmax: Mapping[str, torch.Tensor]
+) -> SolvedFolds:
+    """Computes s for each fold point of the method and writes the folds into the model.
+
+    Folds between linears come first: they change the rows of W_up and W_v, whose columns the norm's fold then weighs.
+
+    Args:
+        model: Floating point; changed in place of its parameters.
+        points: Where folds hold.
+        method: Which folds, how strong.
+        channel_absmax: Site name -> max |X_j| before any fold, float [channels].
+    """
+    folds: list[Fold] = []
+    tensors: PlanTensors = {}
+    input_scales: dict[str, torch.Tensor] = {}
+    chosen = points.of_kinds(method.kinds)
+    for point in sorted(chosen, key=lambda point: point.kind == "norm"):
+        s = _solve(model, point, method, channel_absmax[point.site])
+        fold_point(model, point, s)
+        key = f"{point.producer}.smoothing"
+        folds.append(Fold(kind=point.kind, producer=point.producer, consumers=point.consumers, scales=key))
+        tensors[key] = s.numpy()
+        input_scales[point.site] = point.expand(s)
+    return SolvedFolds(tuple(folds), tensors, input_scales)
+
+
+def _solve(model: nn.Module, point: FoldPoint, method: Smoothing, channel_absmax: torch.Tensor) -> torch.Tensor:
+    weights = [model.get_submodule(path).weight.detach().abs().amax(0) for path in point.consumers]  # type: ignore[operator, union-attr]
+    weight_absmax = point.reduce_max(torch.stack(weights).amax(0))
+    s = smoothing_scales(point.reduce_max(channel_absmax), weight_absmax, method.alpha, center=method.center)
+    return 2.0 ** s.log2().round() if method.power_of_two else s

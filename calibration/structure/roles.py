@@ -1,0 +1,31 @@
+"""The one table of names: what a decoder linear's own name says about the part it plays.
+
+Which linears share an input and which norm feeds them is found by running the model (see `sites.py`); only what
+cannot be seen from the outside, such as which of two factors passes through the activation, is said here.
+"""
+
+from __future__ import annotations
+
+from typing import Literal
+
+Role = Literal["query", "key", "value", "attention_output", "gate", "up", "down"]
+
+ROLES: dict[str, Role] = {
+    "q_proj": "query",
+    "k_proj": "key",
+    "v_proj": "value",
+    "o_proj": "attention_output",
+    "out_proj": "attention_output",
+    "dense": "attention_output",
+    "gate_proj": "gate",
+    "up_proj": "up",
+    "down_proj": "down",
+    "w1": "gate",
+    "w3": "up",
+    "w2": "down",
+}
+
+
+def role_of(linear: str) -> Role | None:
+    """Returns the role of a linear from the last part of its module path, or None when the table lacks it."""
+    return ROLES.get(linear.rsplit(".", 1)[-1])
