@@ -15,6 +15,7 @@ import numpy as np
 from spikeexport.bench_peers import open_bench_subject, subject_path
 from spikeexport.calibration.foundation.errors import UsageError
 from spikeexport.calibration.foundation.progress import progress_bar
+from spikeexport.defaults import BENCH_DECODE, BENCH_PREFILL
 from spikeexport.runners.base import CausalRunner
 from spikeexport.runners.cpu import cpu_model, physical_cores
 
@@ -115,8 +116,8 @@ def bench(
     subject: str | Path,
     against: Sequence[str | Path] = (),
     *,
-    prefill: int = 128,
-    decode: int = 32,
+    prefill: int = BENCH_PREFILL,
+    decode: int = BENCH_DECODE,
     batch: int = 1,
     rounds: int = ROUNDS,
     memory: bool = True,

@@ -15,6 +15,7 @@ from spikeexport.backends.registry import open_backend
 from spikeexport.calibration.foundation.errors import BackendError, CheckFailed, UsageError
 from spikeexport.calibration.foundation.files import sha256_file, staged_outputs
 from spikeexport.calibration.foundation.progress import say
+from spikeexport.defaults import MIN_INT8_COVERAGE
 
 if TYPE_CHECKING:
     from spikeexport.graphs.reading import PortableModel
@@ -49,7 +50,7 @@ def build(
     compute_capabilities: Sequence[str] = (),
     max_batch: int = BuildOptions.max_batch,
     max_seq: int | None = None,
-    min_int8_coverage: float = 0.95,
+    min_int8_coverage: float = MIN_INT8_COVERAGE,
     timing_cache: str | Path | None = None,
     workspace_bytes: int | None = None,
 ) -> BuildResult:

@@ -16,3 +16,12 @@ MAX_NEW_TOKENS = 128
 
 SELF_TEXT = "self"
 """Name of text that is sampled from the model or subject itself."""
+
+BENCH_PREFILL = 128
+"""Prompt tokens that `bench` measures."""
+
+BENCH_DECODE = 32
+"""Steps behind the prompt that `bench` measures."""
+
+MIN_INT8_COVERAGE = 0.95
+"""Least share of the planned linears that `build` wants to be INT8."""

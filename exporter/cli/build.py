@@ -8,6 +8,7 @@ from typing import Annotated
 
 import typer
 from spikeexport.cli.answer import Answer
+from spikeexport.defaults import MIN_INT8_COVERAGE
 
 
 class BackendName(str, Enum):
@@ -39,7 +40,7 @@ def run(
     max_seq: Annotated[int | None, typer.Option("--max-seq", metavar="N", help="Most tokens, cache included.")] = None,
     min_int8_coverage: Annotated[
         float, typer.Option("--min-int8-coverage", metavar="SHARE", help="Fail when fewer planned linears are INT8.")
-    ] = 0.95,
+    ] = MIN_INT8_COVERAGE,
     timing_cache: Annotated[
         Path | None, typer.Option("--timing-cache", metavar="FILE", help="Kernel timings to read and extend.")
     ] = None,

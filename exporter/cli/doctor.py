@@ -7,8 +7,8 @@ from spikeexport.cli.answer import Answer
 
 def run() -> Answer:
     """Say what this machine can build and run, and what is missing for the rest."""
-    from spikeexport.cli.tables import plain_table
+    from spikeexport.cli.machine_tables import doctor_table
     from spikeexport.doctor import doctor
 
     data = doctor()
-    return Answer(data, plain_table(data))
+    return Answer(data, doctor_table(data))
