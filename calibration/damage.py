@@ -7,14 +7,13 @@ from collections.abc import Mapping
 
 import numpy as np
 import torch
-from torch import nn
-from torch.nn import functional as F
-
 from spikeexport.calibration.fakequant import FakeQuantizer, fake_quantize_input
 from spikeexport.calibration.forward import KeyValues, Lead, run_windows
 from spikeexport.calibration.foundation.progress import progress_bar
 from spikeexport.calibration.observe import site_hooks
 from spikeexport.calibration.structure.sites import DecoderStructure, Site
+from torch import nn
+from torch.nn import functional as F
 
 _WRITES_TO_RESIDUAL = frozenset({"attention_output", "down"})
 
@@ -83,11 +82,11 @@ class _Meter:
                 self._add(site.name, error, _energy(y))
 
     @contextlib.contextmanager
-    def layer_hooks(self):  # noqa: ANN201
+    def layer_hooks(self):
         with contextlib.ExitStack() as stack:
             for layer, path in enumerate(self._structure.layers):
 
-                def hook(_module: nn.Module, _args: tuple, output, layer: int = layer) -> None:  # noqa: ANN001
+                def hook(_module: nn.Module, _args: tuple, output, layer: int = layer) -> None:
                     hidden = _energy(output[0] if isinstance(output, tuple) else output)
                     for site, error in self._pending.pop(layer, []):
                         self._add(site, error, hidden)

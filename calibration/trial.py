@@ -6,8 +6,6 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
-from torch import nn
-
 from spikeexport.calibration.fakequant import FakeQuantizer
 from spikeexport.calibration.forward import KeyValues, Lead, prefix_key_values
 from spikeexport.calibration.foundation.errors import CalibrationError
@@ -17,6 +15,7 @@ from spikeexport.calibration.quality import Quality, Reference, evaluate
 from spikeexport.calibration.smoothing.points import FoldPoints
 from spikeexport.calibration.smoothing.solve import Smoothing, SolvedFolds, solve_folds
 from spikeexport.calibration.structure.sites import DecoderStructure
+from torch import nn
 
 
 @dataclass(frozen=True)

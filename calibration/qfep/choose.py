@@ -5,8 +5,6 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import numpy as np
-from torch import nn
-
 from spikeexport.calibration.forward import Lead, windows_with_lead
 from spikeexport.calibration.foundation.progress import say
 from spikeexport.calibration.observe import SiteStatistics
@@ -17,6 +15,7 @@ from spikeexport.calibration.qfep.prefixquant import prefixquant_prefix
 from spikeexport.calibration.qfep.residual import residual_prefix
 from spikeexport.calibration.quality import evaluate
 from spikeexport.calibration.structure.sites import DecoderStructure
+from torch import nn
 
 SEARCH_WINDOWS = 6
 SEARCH_TOKENS = 256

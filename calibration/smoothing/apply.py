@@ -68,6 +68,12 @@ def restore(model: nn.Module, saved: dict[str, torch.Tensor]) -> None:
         model.get_parameter(path).data = data
 
 
+def restore_all(model: nn.Module, originals: dict[str, torch.Tensor]) -> None:
+    """Puts back every parameter's data from a {parameter path: data} that was taken before folding."""
+    for path, parameter in model.named_parameters():
+        parameter.data = originals[path]
+
+
 def apply_folds(model: nn.Module, folds: Iterable[Fold], tensors: PlanTensors) -> dict[str, torch.Tensor]:
     """Applies a plan's folds to a PyTorch model.
 

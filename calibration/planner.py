@@ -1,0 +1,248 @@
+"""The planner: from a model and a user's wishes to prefix, folds, scales and exclusions."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+from spikeexport.calibration.damage import local_damage
+from spikeexport.calibration.exclusions import choose_exclusions
+from spikeexport.calibration.forward import Lead
+from spikeexport.calibration.observe import SiteStatistics, observe_sites
+from spikeexport.calibration.options import HELD_OUT, SAMPLES, SEQLEN, PlanOptions
+from spikeexport.calibration.profiler import profile_windows
+from spikeexport.calibration.qfem import linears_of, sites_at_least, sites_matching, weight_shares
+from spikeexport.calibration.qfep.choose import search_prefix
+from spikeexport.calibration.qfep.given import given_prefix
+from spikeexport.calibration.quality import Quality, Reference, evaluate
+from spikeexport.calibration.records.model_id import CalibrationInfo
+from spikeexport.calibration.records.plan import Exclusion, InputSite, Plan, PlanTensors, Prefix, TradeOff
+from spikeexport.calibration.records.profile import Profile
+from spikeexport.calibration.smoothing.apply import restore_all
+from spikeexport.calibration.smoothing.points import FoldPoints, find_fold_points
+from spikeexport.calibration.spikes import spike_ratio
+from spikeexport.calibration.structure.sites import DecoderStructure, discover
+from spikeexport.calibration.trial import Trial, make_trial
+from torch import nn
+
+if TYPE_CHECKING:
+    from spikeexport.calibration.checkpoint import Checkpoint
+
+
+def make_plan(checkpoint: Checkpoint, model: nn.Module, options: PlanOptions) -> tuple[Plan, PlanTensors]:
+    """Measures the model and decides everything that export needs.
+
+    Args:
+        checkpoint: Where the model came from.
+        model: Loaded in floating point. Its parameters' data are replaced by the folded ones.
+        options: The user's wishes.
+
+    Returns:
+        The plan and the vectors of its folds.
+
+    Raises:
+        UsageError: An option cannot be understood, or an exclusion matches nothing.
+        CalibrationError: The text or the statistics cannot be used.
+        PlanError: The profile belongs to another model.
+    """
+    return _Planner(checkpoint, model, options).plan()
+
+
+@dataclass(frozen=True)
+class _Behind:
+    """A lead with what was measured behind it."""
+
+    lead: Lead
+    statistics: dict[str, SiteStatistics]
+    reference: Reference
+    original: Quality
+
+
+class _Planner:
+    def __init__(self, checkpoint: Checkpoint, model: nn.Module, options: PlanOptions) -> None:
+        from spikeexport.calibration.checkpoint import bos_id
+
+        self._checkpoint = checkpoint
+        self._model = model
+        self._options = options
+        self._alpha, self._smoothing = options.alpha, options.smoothing
+        self._structure: DecoderStructure = discover(model)
+        self._forced = sites_matching(self._structure, options.exclude)
+        self._given = given_prefix(checkpoint, options.qfep)
+        self._known = _read_profile(checkpoint, options)
+        self._bos = bos_id(checkpoint)
+        self._decisions: dict[str, str] = {}
+
+    def plan(self) -> tuple[Plan, PlanTensors]:
+        windows, held_out, info = self._windows()
+        points = find_fold_points(self._model, self._structure)
+        behind, trial = self._choose_lead(windows, held_out, points)
+        sites, alpha, trade_off = self._exclude(behind, trial, held_out)
+        self._describe_smoothing(points)
+        plan = Plan(
+            model=self._checkpoint.model_id,
+            calibration=info,
+            prefix=self._prefix(behind.lead),
+            folds=trial.solved.folds,
+            sites=self._input_sites(behind, trial, sites),
+            excluded=self._exclusions(sites),
+            alpha=alpha,
+            weights="int8",
+            decisions=self._decisions,
+            trade_off=trade_off,
+        )
+        return plan, trial.solved.tensors
+
+    def _windows(self) -> tuple[np.ndarray, np.ndarray, CalibrationInfo]:
+        from spikeexport.calibration.text import calibration_windows
+
+        options = self._options
+        samples, seqlen = options.samples or SAMPLES, options.seqlen or SEQLEN
+        aside = max(1, min(HELD_OUT, samples // 4))
+        ids, info = calibration_windows(
+            self._checkpoint, self._model, options.calibration, samples + aside, seqlen, options.seed
+        )
+        held_out = np.linspace(0, len(ids) - 1, aside).round().astype(int)
+        return np.delete(ids, held_out, axis=0), ids[held_out], info.model_copy(update={"samples": samples})
+
+    def _choose_lead(self, windows: np.ndarray, held_out: np.ndarray, points: FoldPoints) -> tuple[_Behind, Trial]:
+        plain = self._measure(Lead(bos=self._bos), windows, held_out)
+        self._ratios = self._paper_ratios(plain.statistics)
+        if self._options.qfep == "off":
+            self._decisions["prefix"] = "off"
+            return plain, self._trial(plain, points)
+        if self._given is not None:
+            behind = self._measure(Lead(prefix=self._given.ids), windows, held_out)
+            change = behind.original.loss - plain.original.loss
+            self._decisions["prefix"] = f"given; changes the floating-point loss by {change:+.4f} nats"
+            return behind, self._trial(behind, points)
+        return self._search_lead(plain, windows, held_out, points)
+
+    def _search_lead(
+        self, plain: _Behind, windows: np.ndarray, held_out: np.ndarray, points: FoldPoints
+    ) -> tuple[_Behind, Trial]:
+        search = search_prefix(
+            self._model, self._structure, windows, held_out, plain.statistics, self._bos, plain.original.loss
+        )
+        self._decisions["prefix candidates"] = search.describe()
+        if search.best is None:
+            self._decisions["prefix"] = "none: no candidate keeps the floating-point loss on held-out windows"
+            return plain, self._trial(plain, points)
+        behind = self._measure(Lead(prefix=search.best.candidate.ids), windows, held_out)
+        originals = {name: parameter.data for name, parameter in self._model.named_parameters()}
+        without = self._trial(plain, points).quality(self._model, held_out, plain.reference)
+        restore_all(self._model, originals)
+        trial = self._trial(behind, points)
+        quality = trial.quality(self._model, held_out, behind.reference)
+        figures = f"INT8 loss on held-out windows {quality.loss:.4f} with it, {without.loss:.4f} without"
+        if quality.loss < without.loss:
+            self._decisions["prefix"] = f"{search.best.candidate.method}: {figures}"
+            return behind, trial
+        self._decisions["prefix"] = f"none: {figures}"
+        restore_all(self._model, originals)
+        return plain, self._trial(plain, points)
+
+    def _measure(self, lead: Lead, windows: np.ndarray, held_out: np.ndarray) -> _Behind:
+        if lead.prefix:
+            statistics = observe_sites(
+                self._model, self._structure, windows, lead, description="Measuring activations behind the prefix"
+            )
+        else:
+            info = CalibrationInfo(sources=(), samples=len(windows), seqlen=windows.shape[1], seed=0, sha256="")
+            _, statistics = profile_windows(self._checkpoint, self._model, self._structure, windows, lead, info)
+        log_probs: list = []
+        original = evaluate(self._model, held_out, lead, keep=log_probs)
+        return _Behind(lead, statistics, Reference(log_probs), original)
+
+    def _paper_ratios(self, statistics: dict[str, SiteStatistics]) -> dict[str, float]:
+        if self._known is not None:
+            known = {spikes.name: spikes.ratio for spikes in self._known.modules}
+            return {site.name: known[site.name] for site in self._structure.sites}
+        return {name: spike_ratio(site.token_absmax) for name, site in statistics.items()}
+
+    def _trial(self, behind: _Behind, points: FoldPoints) -> Trial:
+        return make_trial(self._model, self._structure, behind.lead, behind.statistics, points, self._smoothing)
+
+    def _exclude(
+        self, behind: _Behind, trial: Trial, held_out: np.ndarray
+    ) -> tuple[tuple[str, ...], float | None, tuple[TradeOff, ...]]:
+        if self._alpha is not None:
+            by_ratio = sites_at_least(self._ratios, self._alpha)
+            self._why = {site: f"ratio {self._ratios[site]:.4g} >= {self._alpha:g}" for site in by_ratio}
+            self._decisions["exclusions"] = f"ratio >= {self._alpha:g}: {len(by_ratio)} inputs"
+            return tuple(dict.fromkeys((*self._forced, *by_ratio))), self._alpha, ()
+        if self._options.qfem == "off":
+            self._why = {}
+            self._decisions["exclusions"] = "off" if not self._forced else "by hand only"
+            return self._forced, None, ()
+        return self._exclude_by_damage(behind, trial, held_out)
+
+    def _exclude_by_damage(
+        self, behind: _Behind, trial: Trial, held_out: np.ndarray
+    ) -> tuple[tuple[str, ...], float | None, tuple[TradeOff, ...]]:
+        damage = local_damage(
+            self._model,
+            self._structure,
+            trial.quantizer,
+            trial.scales,
+            held_out,
+            behind.lead,
+            key_values=trial.key_values,
+        )
+        found = choose_exclusions(
+            self._structure,
+            damage,
+            weight_shares(self._structure, self._model),
+            self._options.max_excluded,
+            self._forced,
+            lambda sites: trial.quality(self._model, held_out, behind.reference, sites),
+        )
+        self._why = {site: f"local damage {damage[site]:.2e}" for site in found.sites}
+        last = found.trade_off[-1]
+        self._decisions["exclusions"] = (
+            f"by local damage within {self._options.max_excluded:.1%} of the weights: {len(found.sites)} inputs; KL on "
+            f"held-out windows {found.trade_off[0].kl:.4f} without any, {last.kl:.4f} with {last.sites}"
+        )
+        return found.sites, None, found.trade_off
+
+    def _describe_smoothing(self, points: FoldPoints) -> None:
+        method = self._smoothing
+        self._decisions["smoothing"] = f"{method.name}:{method.alpha:g}" if method else "off"
+        if method and points.left_out:
+            self._decisions["folds left out"] = "; ".join(points.left_out)
+
+    def _prefix(self, lead: Lead) -> Prefix | None:
+        if not lead.prefix:
+            return None
+        if self._given is not None:
+            return self._given
+        return Prefix(ids=lead.prefix, text=self._checkpoint.tokenizer().decode(list(lead.prefix)))
+
+    def _input_sites(self, behind: _Behind, trial: Trial, excluded: tuple[str, ...]) -> tuple[InputSite, ...]:
+        return tuple(
+            InputSite(
+                name=site.name,
+                linears=site.linears,
+                scale=trial.scales[site.name],
+                ratio=spike_ratio(behind.statistics[site.name].token_absmax),
+            )
+            for site in self._structure.sites
+            if site.name not in excluded
+        )
+
+    def _exclusions(self, sites: tuple[str, ...]) -> tuple[Exclusion, ...]:
+        precision = self._options.excluded_precision
+        return tuple(
+            Exclusion(linear=linear, precision=precision, why=self._why.get(site, "excluded by hand"))
+            for site in sites
+            for linear in linears_of(self._structure, (site,))
+        )
+
+
+def _read_profile(checkpoint: Checkpoint, options: PlanOptions) -> Profile | None:
+    if options.profile is None:
+        return None
+    profile = Profile.load(options.profile)
+    profile.model.require_same(checkpoint.model_id, f"The profile {options.profile}")
+    return profile
