@@ -41,7 +41,7 @@ def doctor_table(data: Mapping[str, Any]) -> RenderableType:
     missing = list(data["missing"].items())
     return Group(
         facts_table(facts, "This machine"),
-        rows_table(("backend", "builds", "runs", "why not"), backends),
+        rows_table(("backend", "builds", "runs", "why not"), backends, words=(0, 1, 2, 3)),
         facts_table(missing, "Missing") if missing else "",
     )
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -28,11 +28,16 @@ def facts_table(rows: Iterable[tuple[str, object]], title: str | None = None) ->
     return table
 
 
-def rows_table(columns: Iterable[str], rows: Iterable[Iterable[object]], title: str | None = None) -> Table:
-    """Returns a table with a header; all columns but the first are aligned to the right."""
+def rows_table(
+    columns: Iterable[str],
+    rows: Iterable[Iterable[object]],
+    title: str | None = None,
+    words: Collection[int] = (0,),
+) -> Table:
+    """Returns a table with a header; the columns `words` are aligned to the left, the others to the right."""
     table = Table(box=box.SIMPLE_HEAD, title=title, title_justify="left", title_style="bold", pad_edge=False)
     for index, column in enumerate(columns):
-        table.add_column(column, justify="left" if index == 0 else "right", overflow="fold")
+        table.add_column(column, justify="left" if index in words else "right", overflow="fold")
     for row in rows:
         table.add_row(*(Text(str(cell)) for cell in row))
     return table

@@ -171,6 +171,7 @@ def _themed(svg: str) -> str:
     element = re.sub(r'(<svg[^>]*?) height="[^"]*"', r"\1", element, count=1)
     element = re.sub(r' id="[A-Za-z]+[\w.]*_\d+"', "", element)
     element = re.sub(r"<metadata>.*?</metadata>", "", element, flags=re.DOTALL)
-    # Text takes the page's font, so matplotlib's own family names must not stay in the style attributes.
+    # Text takes the page's font, so matplotlib's own families must not stay in the style attributes.
+    element = re.sub(r"font-family: [^;\"]+;? ?", "", element)
     element = re.sub(r"font: ?(?:[\w.]+ )*([\d.]+)px [^;\"]+", r"font-size: \1px", element)
     return element.replace("<svg ", '<svg role="img" ', 1)

@@ -1,0 +1,207 @@
+"""Reports hold what was measured, stand alone, and survive odd text."""
+
+import re
+from html.parser import HTMLParser
+
+import numpy as np
+import pytest
+from spikeexport.calibration.records.model_id import CalibrationInfo, ModelId
+from spikeexport.calibration.records.profile import LayerActivations, ModuleSpikes, Profile, SpikeToken
+from spikeexport.compare.divergence import WindowDivergence
+from spikeexport.compare.layers import LayerError
+from spikeexport.compare.result import CompareResult, WorstWindow
+from spikeexport.compare.signal import SignalError
+from spikeexport.report.compare_report import write_compare_report
+from spikeexport.report.plots import Series, series_plot
+from spikeexport.report.profile_report import figure, write_profile_report
+from spikeexport.report.verdict import judge
+
+ODD = "<script>alert('&')</script>\n"
+
+
+class Outline(HTMLParser):
+    """Collects the text and fails on tags that are not closed."""
+
+    VOID = frozenset({"meta", "br", "use", "path"})
+
+    def __init__(self):
+        super().__init__()
+        self.open, self.text = [], ""
+
+    def handle_starttag(self, tag, attributes):
+        if tag not in self.VOID:
+            self.open.append(tag)
+
+    def handle_startendtag(self, tag, attributes):
+        pass
+
+    def handle_endtag(self, tag):
+        if tag not in self.VOID:
+            assert self.open.pop() == tag
+
+    def handle_data(self, data):
+        self.text += data
+
+
+def read_page(path):
+    page = path.read_text(encoding="utf-8")
+    outline = Outline()
+    outline.feed(page)
+    assert outline.open == []
+    assert "<script" not in page
+    assert not re.search(r'(src|href)="(?!#)', page), "the page must not load anything"
+    assert not re.search(r"url\((?!#)", page)
+    assert "prefers-color-scheme: dark" in page
+    return page, " ".join(outline.text.split())
+
+
+@pytest.fixture
+def profile():
+    modules = []
+    for layer in range(4):
+        for site, readers in (("mlp.down_proj", ["down_proj"]), ("self_attn.q_proj", ["q_proj", "k_proj", "v_proj"])):
+            ratio = 2148.0 if (layer, site) == (1, "mlp.down_proj") else 5.0 + layer
+            name = f"model.layers.{layer}.{site}"
+            modules += [
+                ModuleSpikes(
+                    name=name.rsplit(".", 1)[0] + "." + reader, site=name, max=2 * ratio, median=2.0, ratio=ratio
+                )
+                for reader in readers
+            ]
+    return Profile(
+        model=ModelId(name="tiny & odd", model_type="llama", layers=4, fingerprint="0" * 16),
+        calibration=CalibrationInfo(sources=("self",), samples=3, seqlen=64, seed=0, sha256="0" * 64),
+        modules=tuple(sorted(modules, key=lambda spikes: -spikes.ratio)),
+        spike_tokens=(
+            SpikeToken(id=1, text=ODD, module="model.layers.1.mlp.down_proj", value=4296.0, position=0, count=3),
+        ),
+        hidden_states=tuple(LayerActivations(layer=i, max=1500.0, median=0.5, massive=i) for i in range(4)),
+        seconds=1.0,
+    )
+
+
+def test_profile_report(profile, tmp_path):
+    write_profile_report(profile, tmp_path / "p.html")
+    page, text = read_page(tmp_path / "p.html")
+    assert page.count("<svg") == 3
+    for words in (
+        "tiny & odd",
+        "Input of q_proj, k_proj, v_proj",
+        "Input of down_proj",
+        "2\u202f148",
+        "1 of 8",
+        "alert",
+    ):
+        assert words in text, words
+    assert text.count("model.layers.1.mlp.down_proj") == 3
+
+
+def test_profile_without_spikes_says_so(profile, tmp_path):
+    write_profile_report(profile.model_copy(update={"spike_tokens": ()}), tmp_path / "p.html")
+    assert "None: no token" in read_page(tmp_path / "p.html")[1]
+
+
+@pytest.fixture
+def comparison():
+    random = np.random.default_rng(0)
+    windows = tuple(
+        WindowDivergence(*(np.full(80, value) for value in (3.0, 3.05)), random.random(80), np.ones(80), np.ones(80))
+        for _ in range(4)
+    )
+    linears = [LayerError(f"model.layers.{i}.mlp.down_proj", "linear", 20.0 - i, 0.99, i != 2) for i in range(4)]
+    layers = (*linears, LayerError("model.layers.3", "block", 15.0, 0.98, None))
+    return CompareResult(
+        candidate="x.onnx",
+        reference="tiny",
+        text="/home/someone/wiki.txt",
+        seqlen=80,
+        windows=windows,
+        logits=SignalError(100.0, 1.0, 79.0, 80, 0.5),
+        layers=layers,
+        worst_windows=(WorstWindow(2, 0.5, 20.0, 21.0, (ODD, " the"), (1.5, 0.01)),),
+        behind_prefix=None,
+        facts={
+            "linears": 28,
+            "quantized": 27,
+            "excluded": ["model.layers.2.mlp.down_proj"],
+            "excluded_why": {"model.layers.2.mlp.down_proj": "w8a16: ratio 2148 >= 20"},
+            "prefix": {"ids": [5, 1], "text": "  the<s>"},
+            "decisions": {"smooth": "a = 0.8"},
+            "size_bytes": 12_300_000,
+        },
+        seconds=2.0,
+        failures=("kl is 0.5, above 0.1",),
+    )
+
+
+def test_compare_report(comparison, tmp_path):
+    write_compare_report(comparison, tmp_path / "c.html")
+    page, text = read_page(tmp_path / "c.html")
+    assert page.count("<svg") == 2
+    expected = ("1.051", "5.1 % higher", "wiki.txt", "kl is 0.5, above 0.1", "ratio 2148 >= 20", "a = 0.8", "27 of 28")
+    for words in (*expected, "alert", "12.3 MB"):
+        assert words in text, words
+    assert "/home/someone" not in page
+    assert "What the backend really compiled" not in text
+
+
+def test_engine_truth_is_shown_for_a_built_candidate(comparison, tmp_path):
+    engine = {
+        "backend": "tensorrt-rtx",
+        "linears": 28,
+        "planned": 27,
+        "int8": 26,
+        "int8_coverage": 26 / 27,
+        "fallbacks": [{"name": "model.layers.0.mlp.up_proj", "why": "no kernel"}],
+        "excluded": [],
+        "attention_fused": 4,
+        "attention_layers": 4,
+        "leftovers": {"cast": {"count": 3, "bytes_moved": None}},
+        "target": {"compute_capabilities": ["8.9"], "max_batch": 4},
+        "versions": {"tensorrt-rtx": "1.7"},
+        "prefix": None,
+        "size_bytes": 1_000_000,
+    }
+    facts = CompareResult(**{**comparison.__dict__, "facts": engine})
+    write_compare_report(facts, tmp_path / "c.html")
+    text = read_page(tmp_path / "c.html")[1]
+    for words in ("26 of 27 planned (96.3%)", "up_proj: no kernel", "4 of 4 layers", "3 x cast"):
+        assert words in text, words
+
+
+def test_plots_take_the_pages_colours():
+    svg = series_plot([Series("one", [0, 1], [1.0, 2.0], "#040404")], x_label="x", y_label="y")
+    assert "var(--high)" in svg
+    assert "var(--muted)" in svg
+    assert "#0404" not in svg
+    assert "font-family" not in svg.lower()
+
+
+@pytest.mark.parametrize(
+    ("ratio", "interval", "level", "words"),
+    [
+        (1.001, (0.99, 1.01), "good", "includes no difference"),
+        (0.98, (0.97, 0.99), "good", "2.0 % lower"),
+        (1.05, (1.04, 1.06), "fair", "5.0 % higher"),
+        (1.5, (1.4, 1.6), "bad", "clear loss"),
+    ],
+)
+def test_verdicts(ratio, interval, level, words):
+    verdict = judge(ratio, interval, 0.01)
+    assert verdict.level == level
+    assert words in verdict.sentence
+
+
+FIGURES = [
+    (0, "0"),
+    (0.01234, "0.0123"),
+    (1.2345, "1.23"),
+    (123.4, "123"),
+    (24926.3, "24\u202f926"),
+    (3e9, "3e+09"),
+]
+
+
+@pytest.mark.parametrize(("value", "text"), FIGURES)
+def test_figures_have_three_digits(value, text):
+    assert figure(value) == text
