@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 from spikeexport.calibration.checkpoint.architectures import require_known
 from spikeexport.calibration.checkpoint.gguf_header import GgufHeader
 from spikeexport.calibration.checkpoint.gguf_tensors import GgufTensors
+from spikeexport.calibration.checkpoint.loading_report import require_complete
 from spikeexport.calibration.checkpoint.quiet import quiet_transformers
 from spikeexport.calibration.checkpoint.safetensors_writer import write_float32_checkpoint
 from spikeexport.calibration.foundation.errors import CheckpointError, one_line
@@ -19,8 +20,6 @@ if TYPE_CHECKING:
 
 CONVERTER_VERSION = 1
 """Raise it when the same file converts to something else, so that older conversions are not used."""
-
-_UNUSED_TENSORS = ("rope_freqs.weight", "rope_factors_long.weight", "rope_factors_short.weight")
 
 
 def convert_gguf(file: Path, header: GgufHeader, folder: Path) -> None:
@@ -93,15 +92,16 @@ def _convert_at_once(file: Path, folder: Path) -> None:
     with progress_bar(f"Converting {file.name} as a whole", 2) as advance, quiet_transformers():
         try:
             model, report = AutoModelForCausalLM.from_pretrained(
-                file.parent, gguf_file=file.name, dtype=torch.float32, local_files_only=True, output_loading_info=True
+                file.parent,
+                gguf_file=file.name,
+                dtype=torch.float32,
+                local_files_only=True,
+                ignore_mismatched_sizes=True,
+                output_loading_info=True,
             )
         except Exception as error:
             raise _unusable(file, "weights", error) from error
-        if missing := sorted(report["missing_keys"]):
-            raise CheckpointError(
-                f"{file} lacks {len(missing)} tensors that its configuration needs, the first is {missing[0]}: "
-                "the file is damaged, or transformers can't convert this architecture; give the safetensors folder."
-            )
+        require_complete(file, report)
         advance()
         _save_dequantized(model, folder)
         advance()
@@ -110,6 +110,8 @@ def _convert_at_once(file: Path, folder: Path) -> None:
 def _save_dequantized(model: PreTrainedModel, folder: Path) -> None:
     """Saves what was a GGUF model as an ordinary one: its tensors are plain FP32 by now."""
     model.hf_quantizer = None
+    # What was recorded while loading belongs to GGUF's layout; without it the architecture's own names are written.
+    model._weight_conversions = None
     if hasattr(model.config, "quantization_config"):
         del model.config.quantization_config
     config = (folder / "config.json").read_bytes()

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from spikeexport.calibration.checkpoint.checkpoint import Checkpoint
+from spikeexport.calibration.checkpoint.loading_report import require_complete
 from spikeexport.calibration.checkpoint.quiet import quiet_transformers
 from spikeexport.calibration.foundation.errors import CheckpointError, one_line
 from spikeexport.calibration.foundation.progress import track
@@ -36,7 +37,7 @@ def load_model(
 
     check_finite(checkpoint)
     model, report = _from_pretrained(checkpoint, dtype or torch.float32, attn_implementation)
-    _require_complete(checkpoint, report)
+    require_complete(checkpoint.folder, report)
     return model.requires_grad_(False).eval()
 
 
@@ -84,24 +85,3 @@ def _from_pretrained(
             f"{checkpoint.folder} cannot be loaded as {checkpoint.config.model_type} "
             f"({type(error).__name__}: {one_line(error, 240)}): config.json and the weights do not belong together."
         ) from error
-
-
-def _require_complete(checkpoint: Checkpoint, report: dict[str, Any]) -> None:
-    where = f"{checkpoint.folder}: config.json doesn't match the weights"
-    if mismatched := sorted(report["mismatched_keys"]):
-        name, found, expected = mismatched[0]
-        raise CheckpointError(
-            f"{where}: tensor {name} has shape {list(found)}, the configuration expects {list(expected)}"
-            f"{_and_more(mismatched)}; take both from the same checkpoint."
-        )
-    for key, what in (("missing_keys", "lacks"), ("unexpected_keys", "has more than the configuration expects:")):
-        if names := sorted(report[key]):
-            raise CheckpointError(
-                f"{where}: the checkpoint {what} {names[0]}{_and_more(names)}; take both from the same checkpoint."
-            )
-    if errors := report.get("error_msgs"):
-        raise CheckpointError(f"{where}: {one_line(errors[0] if isinstance(errors, list) else errors)}.")
-
-
-def _and_more(items: list[Any]) -> str:
-    return f" (and {len(items) - 1} more)" if len(items) > 1 else ""
