@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import onnx_ir as ir
 from spikeexport.graphs.tensorrt.findings import Rule, Surroundings
-from spikeexport.graphs.tensorrt.qdq import PASS_THROUGH, DequantizedInput, dequantized_input
+from spikeexport.graphs.tensorrt.qdq import PASS_THROUGH, DequantizedInput, dequantized_input, dtype_of
 from spikeexport.graphs.tensorrt.roles import PRODUCTS, modules_of
 
 
@@ -55,6 +55,16 @@ def _weight_along_inputs(node: ir.Node, around: Surroundings) -> str | None:
         return None
     found = "behind a reshape" if form.axis_at_product is None else "along the input channels"
     return f"the weight's scale runs {found}, axis {form.axis}"
+
+
+def _unlike_scales(node: ir.Node, _: Surroundings) -> str | None:
+    activation, weight = _activation(node), _weight(node)
+    if activation is None or weight is None:
+        return None
+    types = [dtype_of(form.dequantize.inputs[1]) for form in (activation, weight)]
+    if None in types or types[0] == types[1]:
+        return None
+    return f"the input's scale is {types[0]} and the weight's {types[1]}"
 
 
 def _is_transposed(node: ir.Node) -> bool:
@@ -116,6 +126,7 @@ RULES = (
         _weight_along_inputs,
         "give the weight one scale per output channel: axis 1 of a [K, N] weight",
     ),
+    Rule("unlike-scales", "refused", PRODUCTS, _unlike_scales, "give both scales one type, FP32"),
     Rule(
         "last-axis-split",
         "fallback",

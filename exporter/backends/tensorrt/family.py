@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import tempfile
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
+import onnx_ir as ir
 from spikeexport.backends.base import Backend, BuildOptions
 from spikeexport.backends.manifest import Compiled, Target, load_manifest
 from spikeexport.backends.tensorrt.flavor import Flavor
@@ -20,12 +23,18 @@ from spikeexport.backends.tensorrt.subprocess_build import build_in_subprocess
 from spikeexport.backends.tensorrt.truth import engine_truth
 from spikeexport.calibration.foundation.errors import BackendError
 from spikeexport.calibration.foundation.progress import warn
+from spikeexport.graphs.tensorrt.findings import Finding
 from spikeexport.graphs.tensorrt.lint import lint, reasons_by_module
+from spikeexport.graphs.tensorrt.lowering import write_lowered
 from spikeexport.graphs.tensorrt.roles import find_roles
 
 if TYPE_CHECKING:
     from spikeexport.graphs.reading import PortableModel
     from spikeexport.runners.base import CausalRunner
+
+
+_EXPECTED_WARNING = "Int64 binding"
+"""Said for every decoder: token ids are int64."""
 
 
 class TensorRtFamily(Backend):
@@ -62,14 +71,18 @@ class TensorRtFamily(Backend):
         prefix = len(portable.prefix.ids) if portable.prefix else 0
         limits = Limits.resolve(options, max_positions(portable.model), prefix)
         targets = options.compute_capabilities or self.flavor.default_targets
-        answer = build_in_subprocess(self._request(portable.path, folder, targets, limits, options))
-        for message in answer.warnings:
-            if "Int64 binding" not in message:
-                warn(message)
         planned = portable.plan.quantized_linears if portable.plan else ()
-        roles = find_roles(portable.model)
-        reasons = reasons_by_module(lint(portable.model, planned))
-        truth = engine_truth(self._read_layers(folder, answer), roles, planned, reasons)
+        findings = lint(portable.model, planned)
+        with tempfile.TemporaryDirectory(prefix=".lowered-", dir=folder.parent) as private:
+            lowered = write_lowered(portable.path, Path(private))
+            roles = find_roles(ir.load(lowered))
+            request = self._request(lowered, folder, targets, limits, options)
+            answer = _build_or_explain(request, findings)
+        for message in answer.warnings:
+            if _EXPECTED_WARNING not in message:
+                warn(message)
+        layers = _read_layers(folder, answer)
+        truth = engine_truth(layers, roles, planned, reasons_by_module(findings))
         versions = {self.flavor.module: answer.version}
         return Compiled(truth=truth, target=self._target(targets, limits), versions=versions)
 
@@ -99,10 +112,6 @@ class TensorRtFamily(Backend):
             workspace_bytes=options.workspace_bytes,
         )
 
-    def _read_layers(self, folder: Path, answer: BuildAnswer) -> tuple[EngineLayer, ...]:
-        text = (folder / answer.report).read_text(encoding="utf-8")
-        return read_layer_log([text], answer.version) if answer.report_form == "log" else read_inspector(text)
-
     def _target(self, targets: tuple[str, ...], limits: Limits) -> Target:
         if targets:
             where: Target = {"compute_capabilities": list(targets)}
@@ -112,3 +121,21 @@ class TensorRtFamily(Backend):
                 raise BackendError("The GPU that the engine was built on no longer answers: build again.")
             where = {"device": gpus[0].name, "compute_capabilities": [gpus[0].compute_capability]}
         return {**where, "max_batch": limits.max_batch, "max_seq": limits.max_seq}
+
+
+def _build_or_explain(request: BuildRequest, findings: Sequence[Finding]) -> BuildAnswer:
+    """Builds; when the library refuses, adds what the lint knows to be refused, with the cure."""
+    try:
+        return build_in_subprocess(request)
+    except BackendError as error:
+        known = [finding for finding in findings if finding.effect == "refused"]
+        if not known:
+            raise
+        first = known[0]
+        more = f" (and {len(known) - 1} more)" if len(known) > 1 else ""
+        raise BackendError(f"{error} Known to be refused: {first.node}: {first.why}; {first.cure}{more}.") from error
+
+
+def _read_layers(folder: Path, answer: BuildAnswer) -> tuple[EngineLayer, ...]:
+    text = (folder / answer.report).read_text(encoding="utf-8")
+    return read_layer_log([text], answer.version) if answer.report_form == "log" else read_inspector(text)

@@ -109,3 +109,10 @@ def idle_quantizer(model: ir.Model, linear: str) -> None:
     back = ir.node("Cast", [dequantize.outputs[0]], {"to": ir.DataType.FLOAT16}, name="idle/CastBack")
     model.graph.insert_before(add, [to_float, quantize, dequantize, back])
     add.replace_input_with(1, back.outputs[0])
+
+
+def unlike_scales(model: ir.Model, linear: str) -> None:
+    """Gives a weight FP16 scales beside an input with an FP32 scale."""
+    node = _node(model, f"{linear}/weight/DequantizeLinear")
+    half = node.inputs[1].const_value.numpy().astype(np.float16)
+    node.replace_input_with(1, _constant(model, f"{linear}.half_scale", half))

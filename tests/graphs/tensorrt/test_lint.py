@@ -88,6 +88,12 @@ def test_large_half_scale_is_not_called_subnormal(model):
     assert "subnormal-scale" not in _rules(lint(model))
 
 
+def test_scales_of_unlike_types(model):
+    faults.unlike_scales(model, DOWN)
+    found = [finding for finding in lint(model) if finding.effect == "refused"]
+    assert [(finding.rule, finding.modules) for finding in found] == [("unlike-scales", (DOWN,))]
+
+
 def test_missing_zero_point(model):
     faults.no_zero_point(model, DOWN)
     found = lint(model)
