@@ -2,45 +2,31 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, fields
+from dataclasses import fields
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING
 
 from spikeexport.calibration.foundation.errors import UsageError
+from spikeexport.calibration.options import PlanOptions
 from spikeexport.calibration.qfep.given import given_prefix
-from spikeexport.calibration.records.plan import ExcludedPrecision, Plan, PlanTensors, load_plan
+from spikeexport.calibration.records.plan import Plan, PlanTensors, load_plan
 
 if TYPE_CHECKING:
     from spikeexport.calibration.checkpoint import Checkpoint
 
 
-@dataclass(frozen=True)
-class Decisions:
-    """What `export` was asked to decide, and how; fields are the arguments of `export`."""
+def refuse_beside_recipe(options: PlanOptions) -> None:
+    """A recipe holds all decisions: refuses any other that was made beside it.
 
-    profile: Path | None = None
-    calibration: tuple[str, ...] = ("self",)
-    samples: int | None = None
-    seqlen: int | None = None
-    qfem: str = "auto"
-    qfep: str = "auto"
-    smooth: str = "auto"
-    exclude: tuple[str, ...] = ()
-    excluded_precision: ExcludedPrecision = "w8a16"
-    weights: Literal["int8", "fp"] = "int8"
-
-    def refuse_beside_recipe(self) -> None:
-        """A recipe holds all decisions: refuses any other that was made beside it.
-
-        Raises:
-            UsageError: Names the option.
-        """
-        changed = [field.name for field in fields(self) if getattr(self, field.name) != field.default]
-        if changed:
-            raise UsageError(
-                f"--recipe holds all decisions, so that --{changed[0].replace('_', '-')} contradicts it: leave it out, "
-                "or export without --recipe."
-            )
+    Raises:
+        UsageError: Names the option.
+    """
+    changed = [field.name for field in fields(options) if getattr(options, field.name) != field.default]
+    if changed:
+        raise UsageError(
+            f"--recipe holds all decisions, so that --{changed[0].replace('_', '-')} contradicts it: leave it out, "
+            "or export without --recipe."
+        )
 
 
 def read_recipe(checkpoint: Checkpoint, path: Path) -> tuple[Plan, PlanTensors]:
@@ -54,18 +40,17 @@ def read_recipe(checkpoint: Checkpoint, path: Path) -> tuple[Plan, PlanTensors]:
     return plan, tensors
 
 
-def decide(checkpoint: Checkpoint, decisions: Decisions) -> tuple[Plan, PlanTensors]:
+def decide(checkpoint: Checkpoint, options: PlanOptions) -> tuple[Plan, PlanTensors]:
     """Makes the plan: measures and decides for INT8, or writes down that nothing is quantised.
 
     Raises:
         SpikeExportError: Calibration failed, or an option cannot be understood.
     """
-    if decisions.weights == "fp":
-        return plain_plan(checkpoint, decisions.qfep), {}
+    if options.weights == "fp":
+        return plain_plan(checkpoint, options.qfep), {}
     from spikeexport.calibration.checkpoint import load_model
-    from spikeexport.calibration.planner import PlanOptions, make_plan
+    from spikeexport.calibration.planner import make_plan
 
-    options = PlanOptions(**{field.name: getattr(decisions, field.name) for field in fields(decisions)})
     return make_plan(checkpoint, load_model(checkpoint), options)
 
 

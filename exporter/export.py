@@ -10,8 +10,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from spikeexport.calibration.foundation.errors import UsageError
+from spikeexport.calibration.options import PlanOptions
 from spikeexport.calibration.records.plan import ExcludedPrecision, Plan, Prefix, save_plan
-from spikeexport.decide import Decisions, decide, read_recipe
+from spikeexport.decide import decide, read_recipe, refuse_beside_recipe
 
 if TYPE_CHECKING:
     from spikeexport.graphs.portable import Dtype
@@ -128,7 +129,7 @@ def export(
 
     start = time.perf_counter()
     output = _checked_output(Path(output))
-    options = Decisions(
+    options = PlanOptions(
         profile=Path(profile) if profile is not None else None,
         calibration=tuple(calibration),
         samples=samples,
@@ -141,7 +142,7 @@ def export(
         weights=weights,
     )
     if recipe is not None:
-        options.refuse_beside_recipe()
+        refuse_beside_recipe(options)
     checkpoint = open_checkpoint(model, trust_remote_code=trust_remote_code)
     plan, tensors = read_recipe(checkpoint, Path(recipe)) if recipe is not None else decide(checkpoint, options)
     if save_recipe is not None:

@@ -15,7 +15,8 @@ from spikeexport.runners.ort_session import import_onnxruntime
 
 Arrays = dict[str, np.ndarray]
 
-_LAYER = re.compile(r"\.layers\.(\d+)\.")
+_LAYER = re.compile(r"(?:^prefix|\.layers)\.(\d+)[./]")
+_NO_LAYER = -1
 _SEGMENT_BYTES = 256 << 20
 _CONSTANT_BYTES = 4096
 
@@ -26,7 +27,7 @@ class Segment:
 
     Attributes:
         nodes: In graph order.
-        layer: Index of the decoder layer that they belong to, -1 before the first.
+        layer: Index of the decoder layer that they belong to, or -1.
         weights: Large initializers that they read.
         constants: Small ones.
         inputs: Names of values that they read and that earlier segments or the caller provide.
@@ -42,13 +43,13 @@ class Segment:
 
 
 def cut_into_segments(graph: ir.Graph, limit_bytes: int = _SEGMENT_BYTES) -> list[Segment]:
-    """Cuts a graph where a new decoder layer begins, and where the weights of a stretch would exceed `limit_bytes`."""
-    stretches: list[tuple[int, list[ir.Node]]] = [(-1, [])]
+    """Cuts a graph where a decoder layer begins or ends, and where a stretch's weights would exceed `limit_bytes`."""
+    stretches: list[tuple[int, list[ir.Node]]] = [(_NO_LAYER, [])]
     held: set[str] = set()
     size = 0
     for node in graph:
         found = _LAYER.search(str(node.name))
-        layer = int(found.group(1)) if found else stretches[-1][0]
+        layer = int(found.group(1)) if found else _NO_LAYER
         new = {value.name: value for value in _initializers([node]) if value.name not in held}
         added = sum(value.const_value.nbytes for value in new.values() if value.const_value is not None)
         if layer != stretches[-1][0] or (size and size + added > limit_bytes):

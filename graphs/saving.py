@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
+from collections.abc import Iterator
 from pathlib import Path
 
 import onnx_ir as ir
+from spikeexport.calibration.foundation.errors import SpikeExportError
 from spikeexport.calibration.foundation.progress import progress_bar
 
 INLINE_BYTES = 1024
@@ -29,7 +32,7 @@ def save_model(model: ir.Model, path: Path) -> None:
         GraphError: A weight cannot be stored in the graph's type.
     """
     total = len(model.graph.initializers)
-    with progress_bar(f"Writing {path.name}", total) as advance:
+    with progress_bar(f"Writing {path.name}", total) as advance, _own_errors():
         ir.save(
             model,
             path,
@@ -39,3 +42,17 @@ def save_model(model: ir.Model, path: Path) -> None:
             align_threshold=_ALIGN_FROM_BYTES,
             callback=lambda tensor, info: advance(),
         )
+
+
+@contextlib.contextmanager
+def _own_errors() -> Iterator[None]:
+    """Lets errors that lazy weights raise while they are serialised through; onnx_ir wraps them several times."""
+    try:
+        yield
+    except ir.serde.SerdeError as error:
+        cause: BaseException | None = error
+        while cause is not None and not isinstance(cause, SpikeExportError):
+            cause = cause.__cause__
+        if cause is None:
+            raise
+        raise cause from None

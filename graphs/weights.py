@@ -32,6 +32,9 @@ class LazyWeight(ir.LazyTensor):
         super().__init__(self._evaluate_cast, dtype=dtype, shape=ir.Shape(shape), name=name)
         self.read_float32 = read_float32
 
+    def __repr__(self) -> str:
+        return f"{self._repr_base()}(name={self.name!r})"
+
     def changed(
         self, change: Callable[[np.ndarray], np.ndarray], *, name: str | None = None, shape: Sequence[int] | None = None
     ) -> LazyWeight:

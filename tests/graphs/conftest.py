@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 from spikeexport.calibration.checkpoint import Checkpoint, open_checkpoint
+
 from tests.tiny_models import tiny_llama
 
 VARIANTS = {

@@ -30,7 +30,7 @@ def feeds(
     mask: np.ndarray | None = None,
     past: KeyValues | None = None,
 ) -> dict[str, np.ndarray]:
-    """Returns the inputs of one call: ids [B, S], mask [B, past + S] (all ones when None), past as returned by `call`."""
+    """Returns the inputs of one call: ids [B, S], mask [B, past + S] (None: all ones), past as `call` returned it."""
     length = 0 if past is None else next(iter(past.values())).shape[2]
     mask = np.ones((len(ids), length + ids.shape[1]), np.int64) if mask is None else mask
     positions = np.maximum(mask.cumsum(axis=1) - 1, 0)[:, -ids.shape[1] :]

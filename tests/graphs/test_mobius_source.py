@@ -6,6 +6,7 @@ import torch
 from spikeexport.calibration.checkpoint import open_checkpoint
 from spikeexport.calibration.foundation.errors import GraphError
 from spikeexport.graphs.mobius_source import build_decoder, known_architectures
+
 from tests.tiny_models import tiny_family
 
 

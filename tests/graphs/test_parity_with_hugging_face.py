@@ -4,6 +4,7 @@ import pytest
 from spikeexport.calibration.checkpoint import load_model
 from spikeexport.calibration.prefix_cache import prefix_arrays
 from spikeexport.graphs.portable import build_unquantised
+
 from tests.graphs.conftest import VARIANTS
 from tests.graphs.decoder_runs import largest_difference, open_session
 from tests.naive_plan import naive_plan

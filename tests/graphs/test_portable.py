@@ -10,6 +10,7 @@ from spikeexport.calibration.prefix_cache import prefix_arrays
 from spikeexport.calibration.records.plan import Plan
 from spikeexport.graphs.portable import build_portable, build_unquantised, decoder_linears, quantise
 from spikeexport.graphs.saving import save_model
+
 from tests.graphs.decoder_runs import call, open_session, reference_logits
 from tests.graphs.test_parity_with_hugging_face import IDS
 from tests.naive_plan import naive_plan

@@ -7,6 +7,7 @@ from spikeexport.calibration.checkpoint import load_model
 from spikeexport.calibration.prefix_cache import prefix_arrays
 from spikeexport.graphs.passes.linears import named_matmuls
 from spikeexport.graphs.portable import build_portable
+
 from tests.graphs.decoder_runs import feeds, open_session
 from tests.graphs.test_parity_with_hugging_face import IDS
 from tests.naive_plan import naive_plan
@@ -56,7 +57,7 @@ def test_codes_and_products_match_to_the_last_integer(llama_variant, tmp_path, v
         weight = checkpoint.read_tensor(f"{linear}.weight").numpy()
         scales, expected_weight = weight_codes(weight)
         stored = initializers[f"{linear}.weight_q"].const_value.numpy()
-        assert (stored.T == expected_weight).all(), linear
+        assert (expected_weight == stored.T).all(), linear
         assert (initializers[f"{linear}.weight_scale"].const_value.numpy() == scales).all(), linear
         expected_codes = codes_of(results[source.name].astype(np.float32), site.scale, -128)
         codes = results[quantised.name]

@@ -9,6 +9,7 @@ from spikeexport.calibration.foundation.errors import GraphError, PlanError
 from spikeexport.graphs.portable import build_portable
 from spikeexport.graphs.reading import read_portable
 from spikeexport.graphs.saving import save_model
+
 from tests.naive_plan import naive_plan
 
 

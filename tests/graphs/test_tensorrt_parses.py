@@ -7,6 +7,7 @@ from spikeexport.calibration.checkpoint import load_model
 from spikeexport.calibration.prefix_cache import prefix_arrays
 from spikeexport.graphs.portable import build_portable
 from spikeexport.graphs.saving import save_model
+
 from tests.naive_plan import naive_plan
 
 # In a process of its own: first contact with a native library may end the process.

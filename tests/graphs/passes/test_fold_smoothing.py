@@ -9,6 +9,7 @@ from spikeexport.calibration.smoothing.apply import apply_folds
 from spikeexport.graphs.passes.fold_smoothing import FoldSmoothing
 from spikeexport.graphs.passes.split_attention import SplitAttention
 from spikeexport.graphs.weights import LazyWeight, set_weight
+
 from tests.graphs.decoder_runs import call, open_session
 from tests.graphs.passes.test_name_linears import named
 from tests.graphs.test_parity_with_hugging_face import IDS

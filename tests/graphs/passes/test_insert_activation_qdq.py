@@ -5,6 +5,7 @@ from spikeexport.calibration.foundation.errors import GraphError, PlanError
 from spikeexport.calibration.records.plan import InputSite
 from spikeexport.graphs.passes.insert_activation_qdq import InsertActivationQdq
 from spikeexport.graphs.passes.linears import named_matmuls
+
 from tests.graphs.passes.test_name_linears import named
 
 ATTENTION = "model.layers.0.self_attn"

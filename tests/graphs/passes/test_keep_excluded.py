@@ -5,6 +5,7 @@ from spikeexport.calibration.foundation.errors import GraphError
 from spikeexport.calibration.records.plan import Exclusion
 from spikeexport.graphs.passes.keep_excluded import KeepExcluded
 from spikeexport.graphs.passes.linears import named_matmuls
+
 from tests.graphs.decoder_runs import call, open_session
 from tests.graphs.passes.test_name_linears import named
 from tests.graphs.test_parity_with_hugging_face import IDS

@@ -2,6 +2,7 @@ import onnx_ir as ir
 from spikeexport.graphs.mobius_source import build_decoder
 from spikeexport.graphs.passes.linears import MODULE_KEY, decoder_matmuls, named_matmuls
 from spikeexport.graphs.passes.name_linears import NameLinears
+
 from tests.graphs.decoder_runs import call, open_session
 from tests.graphs.test_parity_with_hugging_face import IDS
 

@@ -6,6 +6,7 @@ from spikeexport.graphs.passes.linears import named_matmuls
 from spikeexport.graphs.passes.quantize_lm_head import QuantizeLmHead
 from spikeexport.graphs.passes.quantize_weights import QuantizeWeights
 from spikeexport.graphs.weights import LazyWeight
+
 from tests.graphs.decoder_runs import call, open_session
 from tests.graphs.passes.test_name_linears import named
 from tests.graphs.test_parity_with_hugging_face import IDS

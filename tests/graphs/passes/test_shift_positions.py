@@ -2,6 +2,7 @@ import numpy as np
 import pytest
 from spikeexport.calibration.foundation.errors import GraphError
 from spikeexport.graphs.passes.shift_positions import ShiftPositions
+
 from tests.graphs.decoder_runs import feeds, open_session
 from tests.graphs.passes.test_name_linears import named
 from tests.graphs.test_parity_with_hugging_face import IDS

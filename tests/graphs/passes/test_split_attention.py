@@ -5,6 +5,7 @@ from spikeexport.calibration.checkpoint import load_model
 from spikeexport.calibration.prefix_cache import prefix_arrays
 from spikeexport.graphs.passes.shift_positions import ShiftPositions
 from spikeexport.graphs.passes.split_attention import SplitAttention
+
 from tests.graphs.decoder_runs import call, open_session
 from tests.graphs.passes.test_name_linears import named
 from tests.graphs.test_parity_with_hugging_face import IDS
