@@ -94,6 +94,7 @@ def describe_onnx(portable: PortableModel) -> dict[str, Any]:
         "nodes": len(model.graph),
         "size_bytes": _onnx_bytes(portable),
         "decisions": dict(plan.decisions) if plan else {},
+        "trade_off": [row.model_dump(mode="json") for row in plan.trade_off] if plan else [],
         "plan_sha256": plan.digest() if plan else None,
         "versions": json.loads(model.metadata_props.get(VERSIONS_KEY, "{}")),
         "findings": [{**asdict(finding), "modules": list(finding.modules)} for finding in found],

@@ -4,16 +4,19 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from markupsafe import Markup
+from spikeexport.calibration.records.profile import Profile
 from spikeexport.compare.result import CompareResult
 from spikeexport.defaults import SELF_TEXT
 from spikeexport.report.facts import engine_rows, exclusion_rows, plan_rows
 from spikeexport.report.page import write_page
 from spikeexport.report.plots import HIGH, INK, LOW, THIRD, Series, series_plot
+from spikeexport.report.profile_report import profile_sections
 from spikeexport.report.verdict import Verdict, judge
 
 _LAYERS_SHOWN = 12
@@ -24,13 +27,29 @@ _HEAT_NATS = 1.0
 _SMOOTHED = 16
 
 
-def write_compare_report(result: CompareResult, path: Path) -> None:
+@dataclass(frozen=True)
+class Extras:
+    """What a comparison's report may show beside the comparison.
+
+    Attributes:
+        profile: The original's spikes.
+        engines: What `inspect` tells about engines built from the candidate.
+        table: A table under the key figures: a header and rows of texts.
+    """
+
+    profile: Profile | None = None
+    engines: tuple[Mapping[str, Any], ...] = ()
+    table: tuple[tuple[str, ...], ...] = ()
+
+
+def write_compare_report(result: CompareResult, path: Path, extras: Extras | None = None) -> None:
     """Writes the report of a comparison to `path`.
 
     Raises:
         SpikeExportError: The file system refused.
     """
     data = result.to_json()
+    extras = extras or Extras()
     facts = data["candidate_facts"]
     write_page(
         path,
@@ -47,7 +66,11 @@ def write_compare_report(result: CompareResult, path: Path) -> None:
         windows=[_window(window) for window in data["worst_windows"]],
         plan=plan_rows(facts),
         exclusions=exclusion_rows(facts),
-        engine=engine_rows(facts),
+        trade_off_plot=_trade_off_plot(facts.get("trade_off", [])),
+        engines=[engine_rows(engine) for engine in (facts, *extras.engines) if "int8_coverage" in engine],
+        profile=extras.profile,
+        spikes=profile_sections(extras.profile) if extras.profile else {},
+        table=extras.table,
         figures=_figures(data),
     )
 
@@ -117,6 +140,14 @@ def _kl_plot(kl: list[float]) -> Markup:
         shifted = [position + (_SMOOTHED - 1) / 2 for position in range(len(smooth))]
         series.append(Series(f"mean of {_SMOOTHED}", shifted, smooth.tolist(), HIGH, "", width=2))
     return series_plot(series, x_label="position in the window", y_label="KL, nats", log=True)
+
+
+def _trade_off_plot(rows: list[Mapping[str, Any]]) -> Markup | None:
+    if len(rows) < 2:
+        return None
+    shares = [100 * row["weight_share"] for row in rows]
+    series = [Series("held-out windows", shares, [row["kl"] for row in rows], LOW)]
+    return series_plot(series, x_label="weights left unquantised, %", y_label="KL, nats")
 
 
 def _window(window: Mapping[str, Any]) -> dict[str, Any]:

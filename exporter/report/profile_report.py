@@ -29,12 +29,19 @@ def write_profile_report(profile: Profile, path: Path) -> None:
         f"Activation spikes of {profile.model.name}",
         profile=profile,
         cards=_cards(profile),
-        plots=_site_plots(profile),
-        hidden_state=_hidden_state_plot(profile),
-        ratios=_ratio_rows(profile),
-        tokens=[_token_row(token) for token in profile.spike_tokens[:_TOKENS_SHOWN]],
-        tokens_left_out=max(0, len(profile.spike_tokens) - _TOKENS_SHOWN),
+        spikes=profile_sections(profile),
     )
+
+
+def profile_sections(profile: Profile) -> dict[str, Any]:
+    """Returns the plots and rows that spikes.html shows."""
+    return {
+        "plots": _site_plots(profile),
+        "hidden_state": _hidden_state_plot(profile),
+        "ratios": _ratio_rows(profile),
+        "tokens": [_token_row(token) for token in profile.spike_tokens[:_TOKENS_SHOWN]],
+        "tokens_left_out": max(0, len(profile.spike_tokens) - _TOKENS_SHOWN),
+    }
 
 
 def figure(value: float) -> str:

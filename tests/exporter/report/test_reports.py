@@ -11,7 +11,7 @@ from spikeexport.compare.divergence import WindowDivergence
 from spikeexport.compare.layers import LayerError
 from spikeexport.compare.result import CompareResult, WorstWindow
 from spikeexport.compare.signal import SignalError
-from spikeexport.report.compare_report import write_compare_report
+from spikeexport.report.compare_report import Extras, write_compare_report
 from spikeexport.report.plots import Series, series_plot
 from spikeexport.report.profile_report import figure, write_profile_report
 from spikeexport.report.verdict import judge
@@ -88,7 +88,7 @@ def test_profile_report(profile, tmp_path):
         "tiny & odd",
         "Input of q_proj, k_proj, v_proj",
         "Input of down_proj",
-        "2\u202f148",
+        "2 148",
         "1 of 8",
         "alert",
     ):
@@ -127,6 +127,10 @@ def comparison():
             "excluded_why": {"model.layers.2.mlp.down_proj": "w8a16: ratio 2148 >= 20"},
             "prefix": {"ids": [5, 1], "text": "  the<s>"},
             "decisions": {"smooth": "a = 0.8"},
+            "trade_off": [
+                {"sites": n, "linears": n, "weight_share": n / 100, "kl": 0.1 / (n + 1), "perplexity": 9.0}
+                for n in range(3)
+            ],
             "size_bytes": 12_300_000,
         },
         seconds=2.0,
@@ -137,15 +141,16 @@ def comparison():
 def test_compare_report(comparison, tmp_path):
     write_compare_report(comparison, tmp_path / "c.html")
     page, text = read_page(tmp_path / "c.html")
-    assert page.count("<svg") == 2
+    assert page.count("<svg") == 3
     expected = ("1.051", "5.1 % higher", "wiki.txt", "kl is 0.5, above 0.1", "ratio 2148 >= 20", "a = 0.8", "27 of 28")
     for words in (*expected, "alert", "12.3 MB"):
         assert words in text, words
     assert "/home/someone" not in page
-    assert "What the backend really compiled" not in text
+    assert "What the backends really compiled" not in text
 
 
-def test_engine_truth_is_shown_for_a_built_candidate(comparison, tmp_path):
+@pytest.mark.parametrize("name", ["built.html", "beside.html"])
+def test_engine_truth_is_shown(comparison, tmp_path, name):
     engine = {
         "backend": "tensorrt-rtx",
         "linears": 28,
@@ -162,11 +167,22 @@ def test_engine_truth_is_shown_for_a_built_candidate(comparison, tmp_path):
         "prefix": None,
         "size_bytes": 1_000_000,
     }
-    facts = CompareResult(**{**comparison.__dict__, "facts": engine})
-    write_compare_report(facts, tmp_path / "c.html")
-    text = read_page(tmp_path / "c.html")[1]
+    built = CompareResult(**{**comparison.__dict__, "facts": engine})
+    write_compare_report(built, tmp_path / "built.html")
+    write_compare_report(comparison, tmp_path / "beside.html", Extras(engines=(engine,)))
+    text = read_page(tmp_path / name)[1]
     for words in ("26 of 27 planned (96.3%)", "up_proj: no kernel", "4 of 4 layers", "3 x cast"):
         assert words in text, words
+
+
+def test_the_originals_profile_and_a_table_may_be_shown_too(comparison, profile, tmp_path):
+    extras = Extras(profile=profile, table=(("subject", "perplexity"), ("ours", "24.1")))
+    write_compare_report(comparison, tmp_path / "c.html", extras)
+    page, text = read_page(tmp_path / "c.html")
+    assert page.count("<svg") == 3 + 3
+    assert "Input of down_proj" in text
+    assert ">ours</td>" in page
+    assert ">24.1</td>" in page
 
 
 def test_plots_take_the_pages_colours():
