@@ -20,6 +20,9 @@ if TYPE_CHECKING:
 SELF = "self"
 """The source that means: text sampled from the model itself."""
 
+_SAMPLED: dict[tuple[str, str, int, int, int], np.ndarray] = {}
+"""What this process has sampled: profiling and exporting the same model take the same text."""
+
 
 def calibration_windows(
     checkpoint: Checkpoint,
@@ -88,7 +91,10 @@ def _windows_of(
 
         if model is None:
             raise CalibrationError("Calibration text `self` is sampled from the model, which isn't loaded here.")
-        return sample_from_model(checkpoint, model, samples, seqlen, seed)
+        key = (checkpoint.model_id.fingerprint, str(model.dtype), samples, seqlen, seed)
+        if key not in _SAMPLED:
+            _SAMPLED[key] = sample_from_model(checkpoint, model, samples, seqlen, seed)
+        return _SAMPLED[key].copy()
     ids = tokenize(checkpoint.tokenizer(), join_documents(read_text(source)))
     if len(ids) < samples * seqlen:
         raise CalibrationError(
