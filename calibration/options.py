@@ -15,6 +15,9 @@ SEQLEN = 512
 HELD_OUT = 8
 """Windows kept aside: nothing is fitted on them, choices are checked on them."""
 
+HELD_OUT_TOKENS = 256
+"""Tokens of each of them that are used."""
+
 ALL_FOLDS = frozenset({"norm", "up_down", "v_o"})
 DEFAULT_ALPHA = 0.85
 

@@ -10,7 +10,7 @@ from spikeexport.calibration.damage import local_damage
 from spikeexport.calibration.exclusions import choose_exclusions
 from spikeexport.calibration.forward import Lead
 from spikeexport.calibration.observe import SiteStatistics, observe_sites
-from spikeexport.calibration.options import HELD_OUT, SAMPLES, SEQLEN, PlanOptions
+from spikeexport.calibration.options import HELD_OUT, HELD_OUT_TOKENS, SAMPLES, SEQLEN, PlanOptions
 from spikeexport.calibration.profiler import profile_windows
 from spikeexport.calibration.qfem import linears_of, sites_at_least, sites_matching, weight_shares
 from spikeexport.calibration.qfep.choose import search_prefix
@@ -104,7 +104,8 @@ class _Planner:
             self._checkpoint, self._model, options.calibration, samples + aside, seqlen, options.seed
         )
         held_out = np.linspace(0, len(ids) - 1, aside).round().astype(int)
-        return np.delete(ids, held_out, axis=0), ids[held_out], info.model_copy(update={"samples": samples})
+        kept = np.delete(ids, held_out, axis=0)
+        return kept, ids[held_out, :HELD_OUT_TOKENS], info.model_copy(update={"samples": samples})
 
     def _choose_lead(self, windows: np.ndarray, held_out: np.ndarray, points: FoldPoints) -> tuple[_Behind, Trial]:
         plain = self._measure(Lead(bos=self._bos), windows, held_out)
