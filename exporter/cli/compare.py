@@ -22,6 +22,13 @@ def run(
         bool, typer.Option("--layers/--no-layers", help="Also compare every linear and block (.onnx with a MODEL).")
     ] = True,
     html: Html = None,
+    profile: Annotated[
+        Path | None, typer.Option("--profile", metavar="FILE", help="Show this profile of the original in the report.")
+    ] = None,
+    engine: Annotated[
+        list[Path] | None,
+        typer.Option("--engine", metavar="DIR", help="Show what this built folder holds in the report. Repeatable."),
+    ] = None,
     fail_above: Annotated[
         list[str] | None,
         typer.Option(
@@ -45,6 +52,8 @@ def run(
         seqlen=seqlen,
         layers=layers,
         html=html,
+        profile=profile,
+        engines=tuple(engine or ()),
         fail_above=thresholds,
     )
     data = result.to_json()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -36,6 +36,8 @@ def compare(
     seqlen: int | None = None,
     layers: bool = True,
     html: str | Path | None = None,
+    profile: str | Path | None = None,
+    engines: Sequence[str | Path] = (),
     fail_above: Mapping[str, float] | None = None,
 ) -> CompareResult:
     """Compares two subjects on the same windows of a text.
@@ -48,6 +50,8 @@ def compare(
         seqlen: Tokens per window; None = 512.
         layers: Whether to look inside as well (an .onnx candidate with a MODEL as reference).
         html: Where to write a report to read.
+        profile: A profile of the original, shown in the report.
+        engines: Folders that were built from the candidate, whose contents the report shows.
         fail_above: Metric -> largest value that passes; what lies above is listed in the result's `failures`.
 
     Raises:
@@ -66,10 +70,17 @@ def compare(
     result = dataclasses.replace(result, facts=_facts(candidate), seconds=time.monotonic() - started)
     result = dataclasses.replace(result, failures=failures(result.to_json(), thresholds))
     if html is not None:
-        from spikeexport.report.compare_report import write_compare_report
-
-        write_compare_report(result, Path(html))
+        _write_report(result, Path(html), profile, engines)
     return result
+
+
+def _write_report(result: CompareResult, html: Path, profile: str | Path | None, engines: Sequence[str | Path]) -> None:
+    from spikeexport.calibration.records.profile import Profile
+    from spikeexport.inspect import inspect
+    from spikeexport.report.compare_report import Extras, write_compare_report
+
+    known = Profile.load(Path(profile)) if profile is not None else None
+    write_compare_report(result, html, Extras(known, tuple(inspect(engine) for engine in engines)))
 
 
 def _require_same_vocabulary(reference: CausalRunner, candidate: CausalRunner) -> None:
