@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import resource
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -13,6 +12,7 @@ from spikeexport.calibration.foundation.errors import UsageError
 from spikeexport.calibration.options import PlanOptions
 from spikeexport.calibration.records.plan import ExcludedPrecision, Plan, Prefix, save_plan
 from spikeexport.decide import decide, read_recipe, refuse_beside_recipe
+from spikeexport.peak_memory import high_water_mark
 
 if TYPE_CHECKING:
     from spikeexport.graphs.portable import Dtype
@@ -32,7 +32,7 @@ class ExportResult:
         parity: How far the unquantised graph was from PyTorch, or None after a dry run.
         size_bytes: Of the .onnx and its data.
         seconds: Time taken, planning included.
-        peak_rss_bytes: Largest resident set of this process so far; mapped files count.
+        peak_rss_bytes: Largest resident set of this process (mapped files count); 0 where the system does not tell.
     """
 
     onnx: Path | None
@@ -157,7 +157,7 @@ def export(
         parity=None if written is None else written.parity,
         size_bytes=0 if written is None else written.size_bytes,
         seconds=time.perf_counter() - start,
-        peak_rss_bytes=resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
+        peak_rss_bytes=high_water_mark() or 0,
     )
 
 
