@@ -2,15 +2,22 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Mapping
+
 from spikeexport.calibration.foundation.errors import CalibrationError, one_line
 from spikeexport.calibration.foundation.progress import say
 
 MAX_CHARACTERS = 20_000_000
 """Characters read from a dataset at most: enough for any calibration, and streamed so that no more is fetched."""
 
+_USUAL_SPLITS = ("train", "validation", "valid", "dev", "test")
+
 
 def read_dataset(source: str) -> list[str]:
-    """Reads the `text` column of `name[:config][:split]` (split `train` unless given), streamed.
+    """Reads the `text` column of `name[:config][:split]`, streamed.
+
+    The split is `train` unless given. One word behind the name is a split where it is a usual name of one
+    (`corpus:validation`), else a configuration.
 
     Raises:
         CalibrationError: The package is missing, the dataset can't be reached, or it has no `text` column.
@@ -39,10 +46,12 @@ def _parse(source: str) -> tuple[str, str | None, str]:
     name, *rest = source.split(":")
     if len(rest) == 2:
         return name, rest[0], rest[1]
+    if rest and rest[0] in _USUAL_SPLITS:
+        return name, None, rest[0]
     return name, rest[0] if rest else None, "train"
 
 
-def _collect(rows, source: str) -> list[str]:
+def _collect(rows: Iterable[Mapping[str, object]], source: str) -> list[str]:
     documents: list[str] = []
     characters = 0
     for row in rows:

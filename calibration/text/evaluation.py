@@ -30,8 +30,10 @@ def evaluation_windows(
         int64 [windows, seqlen].
 
     Raises:
-        CalibrationError: The text has fewer tokens than the windows need.
+        CalibrationError: The text has fewer tokens than the windows need, or a size is below one.
     """
+    if seqlen < 1 or (windows is not None and windows < 1):
+        raise CalibrationError(f"Evaluation needs at least one window of one token (found {windows} of {seqlen}).")
     ids = tokenize(tokenizer, text)
     available, wanted = len(ids) // seqlen, windows or 1
     if available < wanted:

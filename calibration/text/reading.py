@@ -10,7 +10,7 @@ from spikeexport.calibration.foundation.errors import CalibrationError, one_line
 from spikeexport.calibration.text.dataset import read_dataset
 
 _FILE_SUFFIXES = (".txt", ".raw", ".jsonl", ".json", ".md", ".csv", ".parquet", ".gz")
-_DATASET_ID = re.compile(r"[\w.-]+(/[\w.-]+)?(:[\w.-]+){0,2}")
+_DATASET_ID = re.compile(r"\w[\w.-]*(/\w[\w.-]*)?(:\w[\w.-]*){0,2}")
 
 
 def read_text(source: str) -> str | list[str]:
