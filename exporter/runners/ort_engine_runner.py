@@ -159,7 +159,7 @@ class OrtEngineRunner(CausalRunner):
     def _run_row(self, buffer: KvBuffer, row: int, ids: np.ndarray, first: int, logits: np.ndarray) -> None:
         past = int(buffer.lengths[row])
         total = past + len(ids)
-        feeds = {
+        feeds: dict[str, np.ndarray] = {
             "input_ids": ids[None].astype(np.int64),
             "position_ids": np.arange(past, total, dtype=np.int64)[None] - buffer.layout.prefix_length,
             "seqlens_k": np.array([total - 1], np.int32),
@@ -186,7 +186,7 @@ class DecodeStep:
         """Binds ids, lengths, cache and logits of `buffer`'s batch."""
         batch = buffer.batch
         self._session, self._buffer = session, buffer
-        self._feeds = {
+        self._feeds: dict[str, np.ndarray] = {
             "input_ids": np.zeros((batch, 1), np.int64),
             "position_ids": np.zeros((batch, 1), np.int64),
             "seqlens_k": np.zeros(batch, np.int32),

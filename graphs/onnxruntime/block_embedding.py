@@ -50,11 +50,13 @@ class BlockEmbedding(LoweringPass):
         shape = constant_shape(codes)
         assert shape is not None
         flat = add_constant(graph, "embedding.merged", np.array([0, 0, -1], np.int64))
-        blocked_scales = _reshaped_scales(graph, scales, table)
+        last = add_constant(graph, "embedding.scale_axis", np.array([2], np.int64))
+        # The operator wants scales of the data's rank; folded when loading, so that the file holds them once.
+        deep = insert_before(node, "Unsqueeze", [scales, last], name=f"{node.name}/Scales")
         rows = insert_before(
             node,
             "GatherBlockQuantized",
-            [codes, node.inputs[1], blocked_scales],
+            [codes, node.inputs[1], deep.outputs[0]],
             {"bits": 8, "block_size": shape[2], "gather_axis": 0, "quantize_axis": 2},
             domain=MICROSOFT,
             name=f"{node.name}/GatherBlockQuantized",
@@ -139,15 +141,3 @@ def _rows(table: ir.Value, transposed: bool) -> np.ndarray:
 def _is_embedding(node: ir.Node) -> bool:
     indices = node.inputs[1]
     return indices is not None and indices.is_graph_input() and indices.name == "input_ids"
-
-
-def _reshaped_scales(graph: ir.Graph, scales: ir.Value, table: ir.Value) -> ir.Value:
-    """GatherBlockQuantized wants scales of the data's rank: [V, blocks, 1]."""
-    rows, blocks = constant_shape(scales) or (0, 0)
-
-    def compute() -> np.ndarray:
-        array = constant_array(scales)
-        assert array is not None
-        return array[:, :, None]
-
-    return add_lazy_constant(graph, f"{table.name}.gather_scales", compute, ir.DataType.FLOAT, (rows, blocks, 1))

@@ -34,7 +34,7 @@ def insert_before(
         metadata: Metadata properties, `spikeexport.module` for example.
     """
     values = [ir.Value(name=output or None) for output in outputs]
-    values[0].dtype = dtype
+    values[0].type = None if dtype is None else ir.TensorType(dtype)
     node = ir.node(
         op_type,
         inputs,
@@ -51,20 +51,20 @@ def insert_before(
 
 def take_over(old: ir.Value, new: ir.Value) -> None:
     """Gives all readers of `old`, graph outputs included, to `new`, with the name of a graph output, type and shape."""
-    new.dtype = new.dtype or old.dtype
+    new.type = new.type or old.type
     new.shape = new.shape or old.shape
     if old.is_graph_output():
         name = old.name
         old.name = f"{name}.replaced"
         new.name = name
-        new.dtype, new.shape = old.dtype, old.shape
+        new.type, new.shape = old.type, old.shape
     ir.convenience.replace_all_uses_with(old, new, replace_graph_outputs=True)
 
 
 def only_reader(value: ir.Value) -> ir.Node | None:
     """Returns the single node that reads `value`, or None when there are none, several, or it is a graph output."""
-    uses = value.uses()
-    return uses[0].node if len(uses) == 1 and not value.is_graph_output() else None
+    readers = [node for node, _ in value.uses()]
+    return readers[0] if len(readers) == 1 and not value.is_graph_output() else None
 
 
 def producer(value: ir.Value | None, op_type: str, domain: str = "") -> ir.Node | None:

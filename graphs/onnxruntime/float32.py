@@ -68,4 +68,5 @@ def widened(tensor: ir.TensorProtocol) -> ir.TensorProtocol:
     def convert() -> ir.TensorProtocol:
         return ir.tensor(tensor.numpy().astype(np.float32), name=tensor.name)
 
-    return ir.LazyTensor(convert, dtype=ir.DataType.FLOAT, shape=tensor.shape, name=tensor.name)
+    shape = ir.Shape(tensor.shape.numpy())
+    return ir.LazyTensor(convert, dtype=ir.DataType.FLOAT, shape=shape, name=tensor.name)

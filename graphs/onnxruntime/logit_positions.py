@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import onnx_ir as ir
 from spikeexport.graphs.onnxruntime.constants import constant_shape
+from spikeexport.graphs.onnxruntime.edits import only_reader
 from spikeexport.graphs.onnxruntime.lowering_pass import MICROSOFT, LoweringPass
 
 POSITIONS = "logits_positions"
@@ -66,10 +67,10 @@ def _position_wise_start(attention: ir.Node) -> ir.Value:
     """Returns attention's output as [B, S, width]: behind Transpose and Reshape where it comes by heads."""
     output = attention.outputs[0]
     while output.shape is None or output.shape.rank() != 3:
-        uses = output.uses()
-        if len(uses) != 1 or uses[0].node.op_type not in ("Transpose", "Reshape"):
+        reader = only_reader(output)
+        if reader is None or reader.op_type not in ("Transpose", "Reshape"):
             break
-        output = uses[0].node.outputs[0]
+        output = reader.outputs[0]
     return output
 
 

@@ -102,5 +102,5 @@ def _probe_inputs(part: ir.Model, new: int, past: int) -> Iterator[tuple[str, np
         else:
             assert value.shape is not None
             assert value.dtype is not None
-            shape = [1, value.shape[1], past, value.shape[3]]
-            yield name, np.zeros([int(size) for size in shape], value.dtype.numpy())
+            _, heads, _, dim = value.shape
+            yield name, np.zeros((1, int(str(heads)), past, int(str(dim))), value.dtype.numpy())

@@ -50,7 +50,7 @@ class StaticInput:
 def read_weight(value: ir.Value | None) -> QuantizedWeight | None:
     """Returns the INT8 weight behind `value` (DequantizeLinear over columns, zero point 0), or None."""
     node = producer(value, "DequantizeLinear")
-    if node is None or node.attributes.get_int("block_size", 0):
+    if node is None or "block_size" in node.attributes:
         return None
     codes, scale = node.inputs[0], node.inputs[1]
     shape, scale_shape = constant_shape(codes), constant_shape(scale)
