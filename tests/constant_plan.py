@@ -10,7 +10,7 @@ from pathlib import Path
 
 import onnx_ir as ir
 from spikeexport.calibration.checkpoint import open_checkpoint
-from spikeexport.calibration.records.plan import Exclusion, InputSite, Plan, Prefix
+from spikeexport.calibration.records.plan import ExcludedPrecision, Exclusion, InputSite, Plan, Prefix
 from spikeexport.graphs.passes.linears import decoder_matmuls
 from spikeexport.graphs.portable import Dtype, build_unquantised, quantise
 from spikeexport.graphs.saving import save_model
@@ -18,8 +18,15 @@ from spikeexport.graphs.saving import save_model
 SCALE = 0.05
 
 
-def constant_plan(model: ir.Model, checkpoint, *, excluded: tuple[str, ...] = (), prefix: Prefix | None = None) -> Plan:
-    """Plans every linear of an unquantised graph with the same scale; `excluded` become W8A16."""
+def constant_plan(
+    model: ir.Model,
+    checkpoint,
+    *,
+    excluded: tuple[str, ...] = (),
+    excluded_precision: ExcludedPrecision = "w8a16",
+    prefix: Prefix | None = None,
+) -> Plan:
+    """Plans every linear of an unquantised graph with the same scale, `excluded` ones apart."""
     readers: dict[str, list[str]] = defaultdict(list)
     for module, node in decoder_matmuls(model.graph).items():
         if module not in excluded:
@@ -30,7 +37,9 @@ def constant_plan(model: ir.Model, checkpoint, *, excluded: tuple[str, ...] = ()
         prefix=prefix,
         folds=(),
         sites=tuple(InputSite(name=names[0], linears=tuple(names), scale=SCALE) for names in readers.values()),
-        excluded=tuple(Exclusion(linear=name, precision="w8a16", why="chosen by the test") for name in excluded),
+        excluded=tuple(
+            Exclusion(linear=name, precision=excluded_precision, why="chosen by the test") for name in excluded
+        ),
         alpha=None,
         weights="int8",
         decisions={},
@@ -51,12 +60,12 @@ def _empty_plan(checkpoint) -> Plan:
     )
 
 
-def portable_graph(folder: Path, *, dtype: Dtype = "fp16", excluded: tuple[str, ...] = (), quantised: bool = True):
-    """Builds the portable graph of the model in `folder`."""
+def portable_graph(folder: Path, *, dtype: Dtype = "fp16", quantised: bool = True, **choices):
+    """Builds the portable graph of the model in `folder`; choices as for `constant_plan`."""
     checkpoint = open_checkpoint(folder)
     nothing = _empty_plan(checkpoint)
     model = build_unquantised(checkpoint, nothing, {}, (), dtype)
-    plan = constant_plan(model, checkpoint, excluded=excluded) if quantised else nothing
+    plan = constant_plan(model, checkpoint, **choices) if quantised else nothing
     return quantise(model, plan)
 
 

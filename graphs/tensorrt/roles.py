@@ -85,17 +85,17 @@ def _product_above(value: ir.Value | None) -> ir.Node | None:
             return None
         if node.op_type == "MatMul":
             return node
-        if node.op_type not in ("Add", "Mul", "Div", "Cast", "Where", "Sub"):
+        if node.op_type not in ("Add", "Mul", "Div", "Cast", "Where", "Sub", "Reshape"):
             return None
         value = node.inputs[1] if node.op_type == "Where" else node.inputs[0]
     return None
 
 
 def _readers(value: ir.Value) -> list[ir.Node]:
-    """Returns the nodes that read a value, looking through casts."""
+    """Returns the nodes that read a value, looking through casts and reshapes."""
     readers: list[ir.Node] = []
     for use in value.uses():
-        readers.extend(_readers(use.node.outputs[0]) if use.node.op_type == "Cast" else [use.node])
+        readers.extend(_readers(use.node.outputs[0]) if use.node.op_type in ("Cast", "Reshape") else [use.node])
     return readers
 
 

@@ -52,7 +52,7 @@ class DeviceKvCache:
         tokens: Tokens in the past, padding included.
     """
 
-    def __init__(self, entries: Sequence[CacheEntry], batch: int, device: str = "cuda") -> None:
+    def __init__(self, entries: Sequence[CacheEntry], batch: int, device: str) -> None:
         """Makes an empty cache."""
         import torch
 

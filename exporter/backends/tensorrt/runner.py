@@ -79,8 +79,8 @@ class EngineRunner(CausalRunner):
         import torch
 
         mask = attention_mask if attention_mask is not None else np.ones(ids.shape, np.int64)
-        empty = torch.empty((ids.shape[0], 0), dtype=torch.int64, device="cuda")
-        cache = EngineCache(DeviceKvCache(self._entries, ids.shape[0]), empty)
+        empty = torch.empty((ids.shape[0], 0), dtype=torch.int64, device=self._session.device)
+        cache = EngineCache(DeviceKvCache(self._entries, ids.shape[0], self._session.device), empty)
         return self._run(PREFILL, ids, mask.astype(np.int64), cache, last_only)
 
     def decode(self, ids: np.ndarray, cache: EngineCache) -> tuple[np.ndarray, EngineCache]:
@@ -100,22 +100,21 @@ class EngineRunner(CausalRunner):
         batch, new = ids.shape
         self._check_size(batch, cache.kv.tokens + new)
         session = self._session
-        with torch.cuda.stream(session.stream):
-            mask = torch.cat([cache.mask, torch.from_numpy(new_mask).to("cuda")], dim=1)
+        with session.queue():
+            mask = torch.cat([cache.mask, torch.from_numpy(new_mask).to(session.device)], dim=1)
             # A token's position is the number of real tokens before it; padding takes any valid one.
             positions = (mask.cumsum(1) - 1).clamp(min=0)[:, -new:].contiguous()
             inputs = {
-                "input_ids": torch.from_numpy(ids.astype(np.int64)).to("cuda"),
+                "input_ids": torch.from_numpy(ids.astype(np.int64)).to(session.device),
                 "attention_mask": mask,
                 "position_ids": positions,
             }
-            logits = torch.empty((batch, new, self.vocab_size), dtype=session.dtype("logits"), device="cuda")
+            logits = torch.empty((batch, new, self.vocab_size), dtype=session.dtype("logits"), device=session.device)
             cache.kv.make_room(new)
             shapes = {name: tuple(tensor.shape) for name, tensor in inputs.items()} | dict(cache.kv.shapes())
             addresses = {name: tensor.data_ptr() for name, tensor in inputs.items()} | dict(cache.kv.addresses())
             session.run(profile, shapes, {**addresses, "logits": logits.data_ptr()})
             wanted = (logits[:, -1:] if last_only else logits).float().to("cpu")
-        session.stream.synchronize()
         cache.kv.advance(new)
         return wanted.numpy(), EngineCache(cache.kv, mask)
 

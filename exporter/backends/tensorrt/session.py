@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import contextlib
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
@@ -25,10 +26,13 @@ class EngineSession:
     """Runs an engine on device buffers that the caller owns.
 
     Attributes:
+        device: Where the buffers have to be, in PyTorch's words.
         stream: The CUDA stream that all work is queued on.
         input_names: The engine's inputs.
         output_names: The engine's outputs.
     """
+
+    device = "cuda"
 
     def __init__(self, flavor: Flavor, folder: Path) -> None:
         """Loads `folder`'s engine and creates its contexts.
@@ -57,6 +61,15 @@ class EngineSession:
         modes = self._module.TensorIOMode
         self.input_names = tuple(name for name in names if self._engine.get_tensor_mode(name) == modes.INPUT)
         self.output_names = tuple(name for name in names if self._engine.get_tensor_mode(name) == modes.OUTPUT)
+
+    @contextlib.contextmanager
+    def queue(self) -> Iterator[None]:
+        """Puts the PyTorch work of the body on the engine's stream, and waits for all of it at the end."""
+        import torch
+
+        with torch.cuda.stream(self.stream):
+            yield
+        self.stream.synchronize()
 
     def dtype(self, name: str) -> torch.dtype:
         """Returns the element type of an input or output as PyTorch's."""

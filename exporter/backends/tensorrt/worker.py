@@ -18,6 +18,7 @@ from spikeexport.backends.tensorrt.network import create_network, input_shapes, 
 from spikeexport.backends.tensorrt.profiles import Limits, profile_shapes
 from spikeexport.backends.tensorrt.request import ENGINE_NAME, RESULT_NAME, BuildAnswer, BuildRequest, ReportForm
 from spikeexport.calibration.foundation.errors import BackendError, SpikeExportError
+from spikeexport.calibration.foundation.files import explain_os_error
 
 
 def build_engine(request: BuildRequest) -> BuildAnswer:
@@ -99,10 +100,14 @@ def _phase_printer(module: ModuleType) -> Any:
 
 def main(request_path: Path) -> None:
     """Reads the request, builds, and writes the answer beside the request."""
+    request = BuildRequest.load(request_path)
     try:
-        answer = build_engine(BuildRequest.load(request_path))
+        answer = build_engine(request)
     except SpikeExportError as error:
         answer = BuildAnswer(error=str(error), error_type=type(error).__name__)
+    except OSError as error:
+        explained = explain_os_error(error, Path(request.folder) / ENGINE_NAME)
+        answer = BuildAnswer(error=str(explained), error_type=type(explained).__name__)
     answer.save(request_path.with_name(RESULT_NAME))
 
 

@@ -12,40 +12,38 @@ import pytest
 from spikeexport.graphs.passes.linears import MODULE_KEY
 from spikeexport.graphs.saving import save_model
 from spikeexport.graphs.tensorrt.join_qkv import JoinQkv
+from spikeexport.graphs.tensorrt.lint import lint
 from spikeexport.graphs.tensorrt.lowering import JOINED_DATA, lower, write_lowered
+from spikeexport.graphs.tensorrt.roles import find_roles
 
 from tests.constant_plan import portable_graph, write_portable
+from tests.graphs.decoder_runs import call
 from tests.tiny_models import tiny_family
 
 TOLERANCE = 2e-5
 JOINED = ("llama", "qwen2", "qwen3", "gemma3_text", "smollm3")
+"""Families with unlike branches: plain, with biases, with norms per head, and without rotary embedding in places."""
 
 
-def _logits(path: Path, steps: int = 3) -> np.ndarray:
-    """Runs a prompt of 7 tokens and then `steps` single tokens; returns all logits [1, 7 + steps, V]."""
+def _runs(path: Path) -> dict[str, np.ndarray]:
+    """Runs a prompt, single tokens, a chunk behind the cache, and a batch with left padding; returns the logits."""
     options = ort.SessionOptions()
-    options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_ENABLE_BASIC
+    options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
     session = ort.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
-    tokens = np.random.default_rng(0).integers(3, 300, (1, 7 + steps))
-    names = [item.name for item in session.get_outputs()]
-    past = {
-        item.name: np.zeros((1, item.shape[1], 0, item.shape[3]), np.float32)
-        for item in session.get_inputs()
-        if item.name.startswith("past")
-    }
-    rows, seen = [], 0
-    for new in (7, *[1] * steps):
-        feeds = {
-            "input_ids": tokens[:, seen : seen + new],
-            "attention_mask": np.ones((1, seen + new), np.int64),
-            "position_ids": np.arange(seen, seen + new)[None],
-            **past,
-        }
-        outputs = dict(zip(names, session.run(names, feeds), strict=True))
-        rows.append(outputs["logits"])
-        past = {name: outputs[name.replace("past_key_values", "present")] for name in past}
-        seen += new
-    return np.concatenate(rows, axis=1)
+    ids = np.random.default_rng(0).integers(3, 300, (1, 12))
+    logits, past = call(session, ids[:, :7])
+    found = {"prompt": logits}
+    for position in (7, 8):
+        found[f"token {position}"], past = call(session, ids[:, position : position + 1], past=past)
+    found["chunk"], _ = call(session, ids[:, 9:], past=past)
+    rows = np.concatenate([np.roll(ids, 3, axis=1), ids])
+    mask = np.ones_like(rows)
+    mask[0, :3] = 0
+    padded, past = call(session, rows[:, :11], mask[:, :11])
+    assert np.isfinite(padded).all()
+    found["padded"] = np.concatenate([padded[0, 3:], padded[1]])
+    found["behind padding"], _ = call(session, rows[:, 11:], mask, past)
+    return found
 
 
 @pytest.mark.parametrize("family", JOINED)
@@ -54,12 +52,30 @@ def test_same_numbers_from_one_product(family, tmp_path):
     path = write_portable(folder, tmp_path / "portable.onnx", dtype="fp32")
     (tmp_path / "lowered").mkdir()
     lowered = write_lowered(path, tmp_path / "lowered")
-    assert np.abs(_logits(path) - _logits(lowered)).max() < TOLERANCE
+    expected, found = _runs(path), _runs(lowered)
+    differences = {kind: float(np.abs(expected[kind] - found[kind]).max()) for kind in expected}
+    assert max(differences.values()) < TOLERANCE, differences
     products = [node for node in ir.load(lowered).graph if "," in node.metadata_props.get(MODULE_KEY, "")]
     assert len(products) == 3
     assert products[0].metadata_props[MODULE_KEY].split(",") == [
         f"model.layers.0.self_attn.{name}_proj" for name in "qkv"
     ]
+
+
+def test_full_precision_attention_is_written_out_and_half_precision_is_not(tiny_llama_folder):
+    full = lower(portable_graph(tiny_llama_folder, dtype="fp32"))
+    half = lower(portable_graph(tiny_llama_folder, dtype="fp16"))
+    assert sum(node.op_type == "Attention" for node in full.graph) == 0
+    assert sum(node.op_type == "Attention" for node in half.graph) == 3
+    assert list(find_roles(full).attentions) == list(find_roles(half).attentions)
+    assert {len(nodes) for nodes in find_roles(full).attentions.values()} == {3}
+    assert {finding.rule for finding in lint(full)} == {"full-precision-attention"}
+
+
+def test_lowering_twice_is_once(tiny_llama_folder):
+    model = lower(portable_graph(tiny_llama_folder, dtype="fp32"))
+    names = [node.name for node in model.graph]
+    assert [node.name for node in lower(model).graph] == names
 
 
 def test_twice_is_once(tiny_llama_folder):

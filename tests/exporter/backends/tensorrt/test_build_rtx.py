@@ -151,6 +151,14 @@ def test_unquantised_model_has_nothing_to_cover(tiny_llama_folder, tmp_path):
     assert truth.attention_fused == 3
 
 
+@pytest.mark.parametrize(("dtype", "fused"), [("bf16", 3), ("fp32", 0)])
+def test_other_types_build_too_and_unfused_attention_is_said(tiny_llama_folder, tmp_path, dtype, fused):
+    truth = build(write_portable(tiny_llama_folder, tmp_path / "m.onnx", dtype=dtype), **RTX).manifest.truth
+    assert truth.int8_coverage == 1.0
+    assert (truth.attention_fused, truth.attention_layers) == (fused, 3)
+    assert len(truth.attention_unfused) == 3 - fused
+
+
 def test_unknown_target_is_a_usage_error_with_the_choice(onnx, tmp_path):
     with pytest.raises(UsageError, match=r"--compute-capability 9\.0 .*7\.5, 8\.0, 8\.6, 8\.9, 12\.0"):
         build(onnx, tmp_path / "out", compute_capabilities=("9.0",), **RTX)
