@@ -67,9 +67,9 @@ class OnnxRuntimeBackend(Backend):
         ir.save(model, folder / MODEL_NAME, external_data=f"{MODEL_NAME}.data")
         shared = any(value.name == "seqlens_k" for value in model.graph.inputs)
         if shared and prefix:
-            from safetensors.numpy import save_file
+            from safetensors.numpy import save
 
-            save_file(prefix, folder / PREFIX_NAME)
+            (folder / PREFIX_NAME).write_bytes(save(prefix))
         planned = portable.plan.quantized_linears if portable.plan is not None else ()
         optimized = optimized_graph(folder / MODEL_NAME)
         truth = read_truth(optimized, planned, node_modules(model.graph), layers)
