@@ -38,7 +38,7 @@ def paper_prefix(
     """
     worst = max(statistics, key=lambda name: spike_ratio(statistics[name].token_absmax))
     skip = 0 if bos is None else 1
-    tokens = _top_tokens(statistics[worst].token_absmax[:, skip:], ids[:, skip:])
+    tokens = top_tokens(statistics[worst].token_absmax[:, skip:], ids[:, skip:])
     contexts = [token for token, _ in Counter(ids[:, 1:].ravel().tolist()).most_common(CONTEXT_TOKENS)]
     if not tokens or not contexts:
         return None
@@ -49,8 +49,13 @@ def paper_prefix(
     return PrefixCandidate((*head, context, token), "paper")
 
 
-def _top_tokens(absmax: np.ndarray, ids: np.ndarray) -> list[int]:
-    """Per sample the TOP_TOKENS tokens by S; the largest S of each id; the TOP_TOKENS largest of these."""
+def top_tokens(absmax: np.ndarray, ids: np.ndarray) -> list[int]:
+    """Returns the candidates: per sample the 3 tokens with the largest S, the largest S of each id, the 3 largest.
+
+    Args:
+        absmax: S [samples, tokens] of one module, BOS left out.
+        ids: int64 [samples, tokens].
+    """
     best: dict[int, float] = {}
     for row, values in enumerate(absmax):
         for column in np.argsort(values)[-TOP_TOKENS:]:

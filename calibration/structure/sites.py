@@ -106,6 +106,7 @@ def discover(model: nn.Module) -> DecoderStructure:
         CheckpointError: No decoder layers, or no linears in them.
     """
     layers = decoder_layers(model)
+    _refuse_fused_experts(model, layers)
     recorder = _Recorder()
     with ExitStack() as stack:
         for index, layer in enumerate(layers):
@@ -122,6 +123,17 @@ def discover(model: nn.Module) -> DecoderStructure:
             "another form, which is not supported."
         )
     return DecoderStructure(layers, sites)
+
+
+def _refuse_fused_experts(model: nn.Module, layers: tuple[str, ...]) -> None:
+    for layer in layers:
+        for path, parameter in model.get_submodule(layer).named_parameters():
+            if parameter.ndim == 3:
+                raise CheckpointError(
+                    f"{type(model).__name__} keeps its experts in one parameter ({layer}.{path}, shape "
+                    f"{list(parameter.shape)}): INT8 for mixtures of experts is not supported yet; export "
+                    "with --weights fp."
+                )
 
 
 def _leaves(model: nn.Module, layer: str) -> Iterator[tuple[str, nn.Module]]:

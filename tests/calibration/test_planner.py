@@ -1,0 +1,104 @@
+import json
+
+import numpy as np
+import pytest
+from spikeexport.calibration.foundation.errors import PlanError, UsageError
+from spikeexport.calibration.options import PlanOptions
+from spikeexport.calibration.planner import make_plan
+from spikeexport.calibration.profiler import profile_model
+from spikeexport.calibration.records.model_id import CalibrationInfo
+from spikeexport.calibration.records.plan import load_plan, save_plan
+from spikeexport.calibration.structure.sites import discover
+
+from tests.calibration.models import load, text_windows
+from tests.tiny_models import plant_spike, token_id
+
+SMALL = {"samples": 4, "seqlen": 32}
+
+
+@pytest.fixture(scope="module")
+def spiky_folder(tmp_path_factory):
+    return plant_spike(tmp_path_factory.mktemp("spiky"), token_id("e"), layer=1, ratio=500.0)
+
+
+def plan_of(folder, text_file, **wishes):
+    checkpoint, model = load(folder)
+    options = PlanOptions(calibration=(str(text_file),), **{**SMALL, **wishes})
+    return make_plan(checkpoint, model, options), discover(load(folder)[1])
+
+
+def test_every_linear_is_in_a_site_or_excluded(spiky_folder, sample_text_file):
+    (plan, tensors), structure = plan_of(spiky_folder, sample_text_file)
+    covered = (*plan.quantized_linears, *plan.excluded_linears)
+    assert sorted(covered) == sorted(structure.linears)
+    assert all(np.isfinite(site.scale) and site.scale > 0 for site in plan.sites)
+    assert {fold.scales for fold in plan.folds} == set(tensors)
+    assert plan.trade_off[0].sites == 0
+    assert plan.alpha is None
+
+
+def test_the_same_wishes_give_the_same_plan(spiky_folder, sample_text_file):
+    (first, tensors), _ = plan_of(spiky_folder, sample_text_file)
+    (second, again), _ = plan_of(spiky_folder, sample_text_file)
+    assert first.digest() == second.digest()
+    assert all(np.array_equal(tensors[key], again[key]) for key in tensors)
+
+
+def test_alpha_is_the_papers_rule(spiky_folder, sample_text_file):
+    (plan, _), _ = plan_of(spiky_folder, sample_text_file, qfem="50", qfep="off", smooth="off")
+    assert plan.excluded_linears == ("model.layers.1.mlp.down_proj",)
+    assert "ratio" in plan.excluded[0].why
+    assert plan.alpha == 50.0
+    assert plan.folds == ()
+    assert plan.prefix is None
+
+
+def test_wishes_are_obeyed(spiky_folder, sample_text_file):
+    (plan, _), _ = plan_of(
+        spiky_folder,
+        sample_text_file,
+        qfem="off",
+        qfep="ids:5,1",
+        smooth="smoothquant",
+        exclude=("*.0.mlp.up_proj",),
+        excluded_precision="fp16",
+    )
+    assert plan.prefix is not None
+    assert plan.prefix.ids == (5, 1)
+    assert plan.excluded_linears == ("model.layers.0.mlp.gate_proj", "model.layers.0.mlp.up_proj")
+    assert {exclusion.precision for exclusion in plan.excluded} == {"fp16"}
+    assert {fold.kind for fold in plan.folds} == {"norm"}
+    with pytest.raises(UsageError, match="--smooth"):
+        plan_of(spiky_folder, sample_text_file, smooth="magic")
+
+
+def test_a_profile_brings_its_ratios(spiky_folder, sample_text_file, sample_text, tmp_path, tiny_llama_folder):
+    checkpoint, model = load(spiky_folder)
+    info = CalibrationInfo(sources=("text",), samples=4, seqlen=32, seed=0, sha256="0" * 64)
+    path = tmp_path / "profile.json"
+    profile_model(checkpoint, model, text_windows(checkpoint, sample_text, 4, 32), info).save(path)
+    data = json.loads(path.read_text())
+    for module in data["modules"]:
+        module["ratio"] = 900.0 if module["name"] == "model.layers.2.self_attn.o_proj" else 2.0
+    path.write_text(json.dumps(data))
+    (plan, _), _ = plan_of(spiky_folder, sample_text_file, profile=path, qfem="100", qfep="off")
+    assert plan.excluded_linears == ("model.layers.2.self_attn.o_proj",)
+    with pytest.raises(PlanError, match="was made for"):
+        plan_of(tiny_llama_folder, sample_text_file, profile=path)
+
+
+def test_a_saved_plan_comes_back_to_the_bit(spiky_folder, sample_text_file, tmp_path):
+    (plan, tensors), _ = plan_of(spiky_folder, sample_text_file)
+    path = tmp_path / "recipe.json"
+    save_plan(plan, tensors, path)
+    again, vectors = load_plan(path)
+    assert again == plan
+    assert all(np.array_equal(vectors[key], tensors[key]) for key in tensors)
+    path.with_suffix(".safetensors").unlink()
+    with pytest.raises(PlanError, match="is missing"):
+        load_plan(path)
+    data = json.loads(path.read_text())
+    data["sites"][0]["colour"] = "red"
+    path.write_text(json.dumps(data))
+    with pytest.raises(PlanError, match=r"sites\.0\.colour"):
+        load_plan(path)
