@@ -112,6 +112,11 @@ def _portable_file(source: str | Path, output: str | Path | None) -> Path:
 
     folder = Path(output).parent if output is not None else Path.cwd()
     onnx = folder / f"{path.stem if path.suffix == '.gguf' else path.name}.onnx"
+    if onnx.exists():
+        raise UsageError(
+            f"{source} would be exported to {onnx} first, which exists: build that file, or choose another place "
+            "with -o."
+        )
     say(f"Exporting {source} to {onnx} with the defaults first")
     export(str(source), onnx)
     return onnx

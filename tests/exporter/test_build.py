@@ -58,6 +58,22 @@ def test_missing_and_damaged_files(onnx, tmp_path):
     assert {file.name for file in tmp_path.iterdir()} == {"tiny.onnx"}
 
 
+def test_model_is_not_exported_over_an_existing_file(tiny_llama_folder, tmp_path):
+    existing = tmp_path / f"{tiny_llama_folder.name}.onnx"
+    existing.write_bytes(b"mine")
+    with pytest.raises(UsageError, match="which exists: build that file"):
+        build(tiny_llama_folder, tmp_path / "out", **RTX)
+    assert existing.read_bytes() == b"mine"
+
+
+@pytest.mark.slow
+def test_model_goes_through_the_earlier_stages(tiny_llama_folder, tmp_path):
+    result = build(tiny_llama_folder, tmp_path / "out", **RTX)
+    assert (tmp_path / f"{tiny_llama_folder.name}.onnx").is_file()
+    assert result.manifest.truth.int8_coverage == 1.0
+    assert (result.path / "tokenizer.json").is_file()
+
+
 def test_folder_of_something_else_is_not_replaced(onnx, tmp_path):
     folder = tmp_path / "photos"
     folder.mkdir()

@@ -198,3 +198,14 @@ def test_report_is_what_build_prints_with_json(built):
     assert report["attention_fused"] == 3
     assert report["fallbacks"] == []
     assert report["size_bytes"] > 0
+
+
+@pytest.mark.slow
+def test_real_model_is_int8_throughout(smollm2_gguf, tmp_path):
+    path = write_portable(smollm2_gguf, tmp_path / "smollm2.onnx")
+    truth = build(path, backend="tensorrt-rtx", compute_capabilities=("8.9",)).manifest.truth
+    assert len(truth.planned) == 210
+    assert truth.int8_coverage == 1.0
+    assert (truth.attention_fused, truth.attention_layers) == (30, 30)
+    assert len(truth.merged) == 120
+    assert truth.kernels["prefill_per_layer"] == truth.kernels["decode_per_layer"] == 10
