@@ -13,7 +13,7 @@ from spikeexport.evaluation_text import EvaluationText, evaluation_text
 from spikeexport.perplexity import mean_interval, perplexity, token_nll
 from spikeexport.runners.base import CausalRunner
 from spikeexport.runners.subject import open_subject
-from spikeexport.runners.windows import predict_windows, window_batches
+from spikeexport.runners.windows import WindowPredictions, predict_windows, window_batches
 
 
 @dataclass(frozen=True)
@@ -90,10 +90,18 @@ def score_text(runner: CausalRunner, text: EvaluationText, *, bos: bool = True) 
     with progress_bar(f"Perplexity of {runner.name}", len(text.ids)) as advance:
         for batch in window_batches(runner, text.ids):
             predictions = predict_windows(runner, batch, bos=bos)
-            for logits, ids in zip(predictions.logits, batch, strict=True):
-                nll = token_nll(logits, ids[predictions.first :])
+            for index, ids in enumerate(batch):
+                nll = _token_nll(predictions, index, ids)
                 window_nll.append(float(nll.mean()))
                 tokens += len(nll)
             advance(len(batch))
     seconds = time.monotonic() - started
     return EvalResult(runner.name, text.source, np.array(window_nll), tokens, text.ids.shape[1], seconds)
+
+
+def _token_nll(predictions: WindowPredictions, index: int, ids: np.ndarray) -> np.ndarray:
+    """Scores one window; the token behind a prefix on its own, which spares a copy of the other logits."""
+    nll = token_nll(predictions.logits[index], ids[predictions.skipped :])
+    if predictions.lead is None:
+        return nll
+    return np.concatenate([token_nll(predictions.lead[None], ids[:1]), nll])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import signal
 from typing import Annotated
 
 import typer
@@ -54,4 +55,6 @@ for _name, _module in COMMANDS.items():
 
 def main() -> None:
     """Runs the command line and exits with 0, 1, 2 or 3."""
+    # A polite kill ends like Ctrl-C: outputs that are not whole are removed on the way out.
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
     app(prog_name="spikeexport")

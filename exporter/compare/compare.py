@@ -126,9 +126,7 @@ def _window(
 ) -> WindowDivergence:
     """Compares what both sides predict: a subject without BOS and prefix says nothing about the first token."""
     first = max(reference.first, candidate.first)
-    expected = reference.logits[0, first - reference.first :]
-    found = candidate.logits[0, first - candidate.first :]
-    return window_divergence(expected, found, ids[first:], error)
+    return window_divergence(reference.rows(0, first), candidate.rows(0, first), ids[first:], error)
 
 
 def _behind_prefix(reference: CausalRunner, candidate: CausalRunner) -> TorchRunner | None:

@@ -18,12 +18,24 @@ class WindowPredictions:
     """Next-token logits for a batch of windows.
 
     Attributes:
-        logits: float32 [B, S - first, V]; row t predicts token `first + t` of its window.
-        first: Index of the first token that is predicted: 0 behind BOS or a prefix, 1 where nothing stands in front.
+        logits: float32 [B, S - skipped, V]; row t predicts token `skipped + t` of its window.
+        skipped: 0 where BOS was fed in front of the windows, 1 where nothing was.
+        lead: float32 [V] behind the subject's prefix, which predict the first token of every window; else None.
     """
 
     logits: np.ndarray
-    first: int
+    skipped: int
+    lead: np.ndarray | None = None
+
+    @property
+    def first(self) -> int:
+        """Index of the first token that is predicted."""
+        return 0 if self.lead is not None else self.skipped
+
+    def rows(self, index: int, first: int) -> np.ndarray:
+        """Returns the logits float32 [S - first, V] of one window that predict its tokens from `first` on."""
+        rows = self.logits[index, max(0, first - self.skipped) :]
+        return np.concatenate([self.lead[None], rows]) if first < self.skipped and self.lead is not None else rows
 
 
 def predict_windows(runner: CausalRunner, windows: np.ndarray, *, bos: bool = True) -> WindowPredictions:
@@ -42,10 +54,7 @@ def predict_windows(runner: CausalRunner, windows: np.ndarray, *, bos: bool = Tr
         logits, _ = runner.prefill(np.concatenate([column, windows[:, :-1]], axis=1))
         return WindowPredictions(logits, 0)
     logits, _ = runner.prefill(windows[:, :-1])
-    if runner.prefix_logits is None:
-        return WindowPredictions(logits, 1)
-    first = np.broadcast_to(runner.prefix_logits, (len(windows), 1, runner.vocab_size))
-    return WindowPredictions(np.concatenate([first, logits], axis=1), 0)
+    return WindowPredictions(logits, 1, runner.prefix_logits)
 
 
 def window_batches(runner: CausalRunner, windows: np.ndarray) -> Iterator[np.ndarray]:
