@@ -54,6 +54,7 @@ class OnnxRuntimeBackend(Backend):
             UsageError: GPU options, or an unknown pass in `without`.
         """
         import onnx_ir as ir
+        from spikeexport.backends.onnxruntime.first_run import check_first_run
         from spikeexport.backends.onnxruntime.truth import node_modules, optimized_graph, read_truth
         from spikeexport.graphs.onnxruntime.lowering import lower
 
@@ -73,6 +74,7 @@ class OnnxRuntimeBackend(Backend):
         planned = portable.plan.quantized_linears if portable.plan is not None else ()
         optimized = optimized_graph(folder / MODEL_NAME)
         truth = read_truth(optimized, planned, node_modules(model.graph), layers)
+        check_first_run(_open_built(folder, portable, prefix if shared else None), portable.path.name)
         return Compiled(truth=truth, target=_target(reports, shared), versions=_versions())
 
     def runner(self, folder: Path, **options: Any) -> CausalRunner:
@@ -105,15 +107,31 @@ def prefix_arrays(graph: ir.Graph) -> dict[str, np.ndarray]:
     }
 
 
-def _read_prefix(folder: Path) -> tuple[np.ndarray, ...]:
+def _open_built(folder: Path, portable: PortableModel, prefix: dict[str, np.ndarray] | None) -> CausalRunner:
+    """Opens what was just written; `prefix` is None where the graph keeps past and present apart."""
+    from spikeexport.runners.assets import Assets
+    from spikeexport.runners.onnx_runner import OnnxRunner, assets_folder
+    from spikeexport.runners.ort_engine_runner import OrtEngineRunner
+
+    assets = Assets(assets_folder(portable.path), portable.prefix.ids if portable.prefix is not None else ())
+    if prefix is None:
+        return OnnxRunner(folder / MODEL_NAME, assets, optimization="all")
+    return OrtEngineRunner(folder / MODEL_NAME, assets, in_order(prefix))
+
+
+def in_order(prefix: dict[str, np.ndarray]) -> tuple[np.ndarray, ...]:
     """Returns the prefix in the order of the graph's past inputs: key and value of each layer."""
+    return tuple(prefix[f"prefix.{layer}.{kind}"] for layer in range(len(prefix) // 2) for kind in ("key", "value"))
+
+
+def _read_prefix(folder: Path) -> tuple[np.ndarray, ...]:
+    """Returns the prefix that `build` wrote, in the order of the graph's past inputs, or nothing."""
     path = folder / PREFIX_NAME
     if not path.exists():
         return ()
     from safetensors.numpy import load_file
 
-    arrays = load_file(path)
-    return tuple(arrays[f"prefix.{layer}.{kind}"] for layer in range(len(arrays) // 2) for kind in ("key", "value"))
+    return in_order(load_file(path))
 
 
 def _refuse_gpu_options(options: BuildOptions) -> None:

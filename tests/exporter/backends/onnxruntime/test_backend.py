@@ -62,7 +62,7 @@ def test_the_folder_runs_on_its_own(built, onnx_file, tmp_path):
         assert lowered.tokenizer("a b").input_ids == exported.tokenizer("a b").input_ids
         expected, found = exported.prefill(ids, mask)[0], lowered.prefill(ids, mask)[0]
     error = (found - expected)[mask == 1]
-    # The 8-bit embedding moves values across the edges of coarse made-up codes: 7 % here; a wrong graph is off by 100 %.
+    # The 8-bit embedding moves values over the edges of coarse made-up codes: 7 % here; a wrong graph is off by 100 %.
     assert error.std() < 0.15 * expected[mask == 1].std()
 
 
