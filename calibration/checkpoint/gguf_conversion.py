@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from spikeexport.calibration.checkpoint.architectures import require_known
 from spikeexport.calibration.checkpoint.gguf_header import GgufHeader
@@ -16,7 +16,7 @@ from spikeexport.calibration.foundation.progress import progress_bar
 
 if TYPE_CHECKING:
     import numpy as np
-    from transformers import PretrainedConfig, PreTrainedModel
+    from transformers import PretrainedConfig
 
 CONVERTER_VERSION = 1
 """Raise it when the same file converts to something else, so that older conversions are not used."""
@@ -91,7 +91,7 @@ def _convert_at_once(file: Path, folder: Path) -> None:
 
     with progress_bar(f"Converting {file.name} as a whole", 2) as advance, quiet_transformers():
         try:
-            model, report = AutoModelForCausalLM.from_pretrained(
+            loaded: Any = AutoModelForCausalLM.from_pretrained(
                 file.parent,
                 gguf_file=file.name,
                 dtype=torch.float32,
@@ -101,13 +101,14 @@ def _convert_at_once(file: Path, folder: Path) -> None:
             )
         except Exception as error:
             raise _unusable(file, "weights", error) from error
+        model, report = loaded
         require_complete(file, report)
         advance()
         _save_dequantized(model, folder)
         advance()
 
 
-def _save_dequantized(model: PreTrainedModel, folder: Path) -> None:
+def _save_dequantized(model: Any, folder: Path) -> None:
     """Saves what was a GGUF model as an ordinary one: its tensors are plain FP32 by now."""
     model.hf_quantizer = None
     # What was recorded while loading belongs to GGUF's layout; without it the architecture's own names are written.

@@ -69,7 +69,7 @@ def _from_pretrained(
 
     try:
         with quiet_transformers():
-            return AutoModelForCausalLM.from_pretrained(
+            loaded: Any = AutoModelForCausalLM.from_pretrained(
                 checkpoint.folder,
                 config=checkpoint.config,
                 dtype=dtype,
@@ -85,3 +85,4 @@ def _from_pretrained(
             f"{checkpoint.folder} cannot be loaded as {checkpoint.config.model_type} "
             f"({type(error).__name__}: {one_line(error, 240)}): config.json and the weights do not belong together."
         ) from error
+    return loaded

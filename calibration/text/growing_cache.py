@@ -21,6 +21,7 @@ class PreallocatedLayer(DynamicLayer):
     def __init__(self, length: int) -> None:
         super().__init__()
         self.length = length
+        self.filled = 0
 
     def lazy_initialization(self, key_states: torch.Tensor, value_states: torch.Tensor) -> None:
         """Allocates [batch, kv_heads, length, head_dim] for keys and for values."""
@@ -40,10 +41,10 @@ class PreallocatedLayer(DynamicLayer):
         """Appends [batch, kv_heads, new, head_dim] and returns views of everything filled so far."""
         if not self.is_initialized:
             self.lazy_initialization(key_states, value_states)
-        start, end = self.keys.shape[-2], self.keys.shape[-2] + key_states.shape[-2]
+        start, end = self.filled, self.filled + key_states.shape[-2]
         self._all_keys[:, :, start:end] = key_states
         self._all_values[:, :, start:end] = value_states
-        self.keys, self.values = self._all_keys[:, :, :end], self._all_values[:, :, :end]
+        self.keys, self.values, self.filled = self._all_keys[:, :, :end], self._all_values[:, :, :end], end
         return self.keys, self.values
 
 
