@@ -141,4 +141,5 @@ def _load(folder: Path) -> Any:
 
 
 def _write_json(file: Path, value: Any) -> None:
-    file.write_text(json.dumps(value, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+    # Without indentation: the encoder in C does not indent, and a tokenizer has a few hundred thousand entries.
+    file.write_text(json.dumps(value, ensure_ascii=False) + "\n", encoding="utf-8")

@@ -23,7 +23,7 @@ class NodeInserter:
         name: str,
         dtype: ir.DataType | None = None,
         shape: ir.Shape | Sequence[int | str | None] | None = None,
-        **attributes: object,
+        **attributes: int | float | Sequence[int],
     ) -> ir.Value:
         """Inserts a node of the standard domain with one output and returns that output.
 

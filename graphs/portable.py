@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Literal
 import onnx_ir as ir
 from spikeexport.calibration.foundation.errors import GraphError, PlanError
 from spikeexport.calibration.records.plan import Plan, PlanTensors
+from spikeexport.graphs.families.windows import attention_windows
 from spikeexport.graphs.mobius_source import build_decoder
 from spikeexport.graphs.passes.fold_smoothing import FoldSmoothing
 from spikeexport.graphs.passes.insert_activation_qdq import InsertActivationQdq
@@ -53,7 +54,7 @@ def build_unquantised(
         model,
         NameLinears(),
         FoldSmoothing(plan.folds, tensors, _head_dim(model.graph)),
-        SplitAttention(prefix_kv),
+        SplitAttention(prefix_kv, attention_windows(checkpoint.config)),
         ShiftPositions(length),
     )
     model.opset_imports[""] = OPSET

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from dataclasses import dataclass
 from pathlib import Path, PurePath
+from typing import Any
 
 import onnx_ir as ir
 from spikeexport.calibration.foundation.errors import GraphError, one_line
@@ -104,7 +105,7 @@ def _load(path: Path) -> ir.Model:
     return model
 
 
-def _json(text: str, path: Path) -> object:
+def _json(text: str, path: Path) -> Any:
     try:
         return json.loads(text)
     except json.JSONDecodeError as error:

@@ -85,6 +85,8 @@ def set_weight(graph: ir.Graph, tensor: ir.TensorProtocol) -> ir.Value:
     name = str(tensor.name)
     if name in graph.initializers:
         raise GraphError(f"The graph already has an initializer named {name}.")
-    value = ir.Value(name=name, shape=ir.Shape(tensor.shape), type=ir.TensorType(tensor.dtype), const_value=tensor)
+    value = ir.Value(
+        name=name, shape=ir.Shape(tensor.shape.numpy()), type=ir.TensorType(tensor.dtype), const_value=tensor
+    )
     graph.register_initializer(value)
     return value

@@ -51,8 +51,8 @@ class FoldSmoothing(ir.passes.InPlacePass):
         if f"{fold.producer}.bias" in graph.initializers:
             _change(graph, f"{fold.producer}.bias", scales, lambda b, s: b / s, axis=-1)
         for consumer in fold.consumers:
-            rows = _require(graph, f"{consumer}.weight_t").shape[0]  # type: ignore[index]
-            spread = self._over_query_heads(scales, int(rows)) if fold.kind == "v_o" else scales
+            rows = lazy_weight(_require(graph, f"{consumer}.weight_t")).shape.numpy()[0]
+            spread = self._over_query_heads(scales, rows) if fold.kind == "v_o" else scales
             _change(graph, f"{consumer}.weight_t", spread, lambda w, s: w * s[:, None], axis=0)
 
     def _over_query_heads(self, scales: np.ndarray, rows: int) -> np.ndarray:

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import onnx_ir as ir
 from spikeexport.calibration.foundation.errors import GraphError
 from spikeexport.graphs.insertion import NodeInserter
-from spikeexport.graphs.passes.attention_mask import insert_attention_mask
+from spikeexport.graphs.passes.attention_mask import Window, insert_attention_masks
 from spikeexport.graphs.weights import LazyWeight, set_weight
 
 PrefixKeyValues = Sequence[tuple[np.ndarray, np.ndarray]]
@@ -20,25 +21,21 @@ class SplitAttention(ir.passes.InPlacePass):
 
     K = Concat(prefix, past, new) and present = Concat(past, new), both [batch, kv_heads, length, head_dim]. The mask is
     boolean, says everything (causality too: without a past input `is_causal` would align queries with the first
-    keys) and is shared by all layers. q, k and v become 4-D, [batch, heads, S, head_dim]. TensorRT accepts Attention
-    nodes with one output only.
+    keys) and takes the place of the builder's; layers of one window share it. q, k and v become 4-D,
+    [batch, heads, S, head_dim]. TensorRT accepts Attention nodes with one output only.
     """
 
-    def __init__(self, prefix: PrefixKeyValues = ()) -> None:
-        """Takes the prefix's KV cache, one pair per layer, or nothing."""
+    def __init__(self, prefix: PrefixKeyValues = (), windows: Sequence[Window] = ()) -> None:
+        """Takes the prefix's KV cache and how far back each layer looks, one per layer; no windows: all look at all."""
         self._prefix = prefix
+        self._windows = windows
 
     def requires(self, model: ir.Model) -> None:
-        """Refuses masks that this pass would lose."""
-        for node in _attentions(model.graph):
-            causal = node.attributes.get_int("is_causal", 0)
-            if causal != 1:
-                raise ir.passes.PreconditionError(
-                    f"{node.name} carries a mask of its own (is_causal={causal}); only causal attention is split."
-                )
+        """Refuses a prefix or windows for another number of layers."""
         count = len(_attentions(model.graph))
-        if self._prefix and count and len(self._prefix) != count:
-            raise ir.passes.PreconditionError(f"The prefix has {len(self._prefix)} layers, the graph {count}.")
+        for what, given in (("prefix", self._prefix), ("list of windows", self._windows)):
+            if given and count and len(given) != count:
+                raise ir.passes.PreconditionError(f"The {what} has {len(given)} layers, the graph {count}.")
 
     def call(self, model: ir.Model) -> ir.passes.PassResult:
         """Rewrites `model` in place."""
@@ -46,10 +43,12 @@ class SplitAttention(ir.passes.InPlacePass):
         if not attentions:
             return ir.passes.PassResult(model, modified=False)
         length = self._prefix[0][0].shape[2] if self._prefix else 0
-        mask = insert_attention_mask(model.graph, length)
+        windows = self._windows or [None] * len(attentions)
+        masks = insert_attention_masks(model.graph, length, dict.fromkeys(windows))
         batch_shape = _batch_shape(model.graph) if length else None
         for layer, node in enumerate(attentions):
-            _split(model.graph, node, mask, layer, self._prefix[layer] if length else None, batch_shape)
+            prefix = self._prefix[layer] if length else None
+            _split(model.graph, node, masks[windows[layer]], layer, prefix, batch_shape)
         ir.passes.common.RemoveUnusedNodesPass()(model)
         return ir.passes.PassResult(model, modified=True)
 
@@ -73,42 +72,39 @@ def _split(
     batch_shape: ir.Value | None,
 ) -> None:
     query, key, value, _, past_key, past_value = node.inputs[:6]
+    heads, kv_heads = node.attributes.get_int("q_num_heads"), node.attributes.get_int("kv_num_heads")
+    if not (query and key and value and past_key and past_value and heads and kv_heads):
+        raise GraphError(f"{node.name} has no past inputs or no head counts: this attention is not supported.")
     scope = str(node.name).rsplit("/", 1)[0]
     put = NodeInserter(graph, node)
-    heads, kv_heads = node.attributes.get_int("q_num_heads"), node.attributes.get_int("kv_num_heads")
-    if past_key is None or past_value is None or not heads or not kv_heads:
-        raise GraphError(f"{node.name} has no past inputs or no head counts: this attention is not supported.")
     joined = []
-    for kind, new, past, present in (
-        ("key", key, past_key, node.outputs[1]),
-        ("value", value, past_value, node.outputs[2]),
-    ):
+    for index, (kind, new, past) in enumerate((("key", key, past_key), ("value", value, past_value))):
         new = _to_heads(put, new, kv_heads, f"{scope}/{kind}")
         current = _concat(put, [past, new], f"{scope}/present_{kind}")
-        current.type, current.shape = present.type, present.shape
-        name = present.name
-        present.replace_all_uses_with(current, replace_graph_outputs=True)
-        present.name, current.name = f"{name}.before", name
+        _take_place(current, node.outputs[1 + index])
         if prefix is not None and batch_shape is not None:
-            front = _prefix_value(graph, put, prefix[kind == "value"], layer, kind, past, batch_shape)
+            front = _prefix_value(graph, put, prefix[index], layer, kind, past, batch_shape)
             # One three-way Concat: TensorRT fuses it, and the cache is copied once.
             current = _concat(put, [front, past, new], f"{scope}/{kind}_with_prefix")
         joined.append(current)
-    attributes = {"scale": node.attributes.get_float("scale", None), "is_causal": 0}
-    softcap = node.attributes.get_float("softcap", 0.0)
-    attributes |= {"softcap": softcap} if softcap else {}
-    result = put(
-        "Attention",
-        _to_heads(put, query, heads, f"{scope}/query"),
-        *joined,
-        mask,
-        name=f"{scope}/Attention",
-        dtype=query.dtype,
-        **{name: setting for name, setting in attributes.items() if setting is not None},
-    )
+    query = _to_heads(put, query, heads, f"{scope}/query")
+    result = put("Attention", query, *joined, mask, name=f"{scope}/Attention", dtype=query.dtype, **_settings(node))
     flat = _from_heads(put, result, scope, node.outputs[0])
     node.outputs[0].replace_all_uses_with(flat, replace_graph_outputs=True)
     graph.remove(node, safe=True)
+
+
+def _settings(node: ir.Node) -> dict[str, Any]:
+    """Returns the attributes that stay; the head counts are in the shapes now."""
+    kept = {name: node.attributes.get_float(name, 0.0) for name in ("scale", "softcap")}
+    return {"is_causal": 0} | {name: setting for name, setting in kept.items() if setting}
+
+
+def _take_place(new: ir.Value, old: ir.Value) -> None:
+    """Gives `new` the name, type and readers of `old`, a graph output among them."""
+    new.type, new.shape, name = old.type, old.shape, old.name
+    old.replace_all_uses_with(new, replace_graph_outputs=True)
+    old.name, new.name = f"{name}.before", name
 
 
 def _concat(put: NodeInserter, parts: list[ir.Value], name: str) -> ir.Value:

@@ -1,3 +1,5 @@
+import dataclasses
+
 import numpy as np
 import onnx_ir as ir
 import pytest
@@ -6,6 +8,7 @@ from spikeexport.calibration.checkpoint import load_model, open_checkpoint
 from spikeexport.calibration.foundation.errors import CheckpointError, GraphError
 from spikeexport.calibration.prefix_cache import prefix_arrays
 from spikeexport.calibration.records.plan import Fold
+from spikeexport.graphs import families
 from spikeexport.graphs.passes.linears import named_matmuls
 from spikeexport.graphs.portable import build_unquantised
 from spikeexport.parity import LIMIT, check_parity, parity_ids
@@ -13,7 +16,7 @@ from spikeexport.reference import load_reference, stored_dtype
 from spikeexport.streamed_graph import StreamedGraph, cut_into_segments
 
 from tests.naive_plan import naive_plan
-from tests.tiny_models import BOS, tiny_family, tiny_llama
+from tests.tiny_models import BOS, tiny_llama
 
 PREFIX = (7, 300, 1)
 FOLD = Fold(
@@ -118,10 +121,12 @@ def test_part_that_onnx_runtime_refuses_is_named(checkpoint, reference):
         check_parity(checkpoint, reference, graph, ())
 
 
-def test_a_family_that_the_builder_gets_wrong_is_stopped(tmp_path):
-    checkpoint = open_checkpoint(tiny_family("mistral", tmp_path, sliding_window=8))
-    reference = load_reference(checkpoint)
-    with pytest.raises(GraphError, match="differs from PyTorch"):
+def test_a_family_that_the_builder_gets_wrong_is_stopped(checkpoint, reference, monkeypatch):
+    def wrong(architecture, hf_config):
+        return dataclasses.replace(architecture, rms_norm_eps=0.1)
+
+    monkeypatch.setitem(families.CONFIG_FIXES, "llama", (wrong,))
+    with pytest.raises(GraphError, match=r"beginning in decoder layer 0"):
         check_parity(checkpoint, reference, graph_of(checkpoint, reference), ())
 
 

@@ -3,12 +3,13 @@ import subprocess
 import sys
 
 import pytest
-from spikeexport.calibration.checkpoint import load_model
+from spikeexport.calibration.checkpoint import load_model, open_checkpoint
 from spikeexport.calibration.prefix_cache import prefix_arrays
 from spikeexport.graphs.portable import build_portable
 from spikeexport.graphs.saving import save_model
 
 from tests.naive_plan import naive_plan
+from tests.tiny_models import tiny_family
 
 # In a process of its own: first contact with a native library may end the process.
 PARSE = """
@@ -38,6 +39,15 @@ def test_parser_accepts_int8_with_a_prefix(grouped, tmp_path, dtype):
     plan = naive_plan(grouped, model, prefix=(7, 300, 1), exclude=["model.layers.1.mlp.down_proj"])
     path = tmp_path / "model.onnx"
     save_model(build_portable(grouped, plan, {}, prefix_arrays(model, (7, 300, 1)), dtype, "int8"), path)
+    assert parse(path) == [f"accepted {len(plan.sites)} 9 7"]
+
+
+def test_parser_accepts_sliding_windows(tmp_path):
+    checkpoint = open_checkpoint(tiny_family("gemma3_text", tmp_path / "model", sliding_window=8))
+    model = load_model(checkpoint)
+    plan = naive_plan(checkpoint, model, prefix=(7, 300, 1))
+    path = tmp_path / "model.onnx"
+    save_model(build_portable(checkpoint, plan, {}, prefix_arrays(model, (7, 300, 1)), "fp16"), path)
     assert parse(path) == [f"accepted {len(plan.sites)} 9 7"]
 
 

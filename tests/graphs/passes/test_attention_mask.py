@@ -2,43 +2,45 @@ import numpy as np
 import onnx_ir as ir
 import onnxruntime
 import pytest
-from spikeexport.graphs.passes.attention_mask import insert_attention_mask
+from spikeexport.graphs.passes.attention_mask import insert_attention_masks
 
 
-def mask_session(prefix_length):
+def mask_session(prefix_length, window=None):
     inputs = [
         ir.Value(name=name, type=ir.TensorType(ir.DataType.INT64), shape=ir.Shape(["batch", size]))
         for name, size in (("input_ids", "s"), ("attention_mask", "t"))
     ]
     copy = ir.node("Identity", [inputs[0]])
     graph = ir.Graph(inputs, [], nodes=[copy], opset_imports={"": 23}, name="g")
-    mask = insert_attention_mask(graph, prefix_length)
-    graph.outputs.append(mask)
+    graph.outputs.append(insert_attention_masks(graph, prefix_length, [window])[window])
     return onnxruntime.InferenceSession(ir.to_proto(ir.Model(graph, ir_version=10)).SerializeToString())
 
 
-def expected_mask(padding, sequence, prefix_length):
+def expected_mask(padding, sequence, prefix_length, window=None):
     """The definition, key by key: padding [B, T] of 0 and 1, the last `sequence` of T are the queries."""
     batch, total = padding.shape
     mask = np.zeros((batch, 1, sequence, prefix_length + total), bool)
     for row in range(batch):
+        tokens = [1] * prefix_length + list(padding[row])
         for query in range(sequence):
-            position = total - sequence + query
-            for key in range(total):
-                mask[row, 0, query, prefix_length + key] = key == position or (key < position and padding[row, key])
-            mask[row, 0, query, :prefix_length] = True
+            position = prefix_length + total - sequence + query
+            for key in range(position + 1):
+                near = window is None or sum(tokens[key + 1 : position + 1]) < window
+                mask[row, 0, query, key] = near and bool(tokens[key] or key == position)
     return mask
 
 
+@pytest.mark.parametrize("window", [None, 1, 3])
 @pytest.mark.parametrize("prefix_length", [0, 3])
 @pytest.mark.parametrize(("sequence", "past"), [(6, 0), (1, 5), (4, 3), (1, 0)])
-def test_mask_is_its_definition(prefix_length, sequence, past):
+def test_mask_is_its_definition(prefix_length, sequence, past, window):
     padding = np.ones((3, past + sequence), np.int64)
     padding[1, :2] = 0
     padding[2, :] = 0
     ids = np.zeros((3, sequence), np.int64)
-    (found,) = mask_session(prefix_length).run(None, {"input_ids": ids, "attention_mask": padding})
-    assert (found == expected_mask(padding, sequence, prefix_length)).all()
+    session = mask_session(prefix_length, window)
+    (found,) = session.run(None, {"input_ids": ids, "attention_mask": padding})
+    assert (found == expected_mask(padding, sequence, prefix_length, window)).all()
 
 
 @pytest.mark.parametrize("prefix_length", [0, 2])

@@ -98,9 +98,11 @@ def test_prefix_of_another_depth_is_refused(grouped, prefix):
         SplitAttention(prefix[:2])(named(grouped))
 
 
-def test_mask_that_is_not_causal_is_refused(grouped):
+def test_layers_of_one_window_share_a_mask(grouped):
     model = named(grouped)
-    node = next(node for node in model.graph if node.op_type == "Attention")
-    node.attributes["is_causal"] = ir.AttrInt64("is_causal", 0)
-    with pytest.raises(ir.passes.PreconditionError, match=r"layers\.0\.self_attn/Attention carries a mask of its own"):
-        SplitAttention()(model)
+    SplitAttention((), [8, None, 8])(model)
+    masks = [node.inputs[3] for node in model.graph if node.op_type == "Attention"]
+    assert masks[0] is masks[2]
+    assert masks[0] is not masks[1]
+    with pytest.raises(ir.passes.PreconditionError, match="list of windows has 2 layers, the graph 3"):
+        SplitAttention((), [8, None])(named(grouped))
