@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -81,7 +82,7 @@ def run_windows(
     if lead.prefix and key_values is None:
         key_values = prefix_key_values(model, lead.prefix)
     ids = windows_with_lead(windows, lead)
-    runner = model.base_model if body_only else model
+    runner: Any = model.base_model if body_only else model
     for start in range(0, len(ids), batch):
         rows = slice(start, min(start + batch, len(ids)))
         output = runner(

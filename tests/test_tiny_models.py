@@ -1,6 +1,7 @@
 import pytest
 import torch
 from spikeexport.calibration.checkpoint import bos_id, load_model, open_checkpoint
+
 from tests.tiny_models import BOS, FAMILIES, VOCAB_SIZE, plant_spike, tiny_family, token_id
 
 

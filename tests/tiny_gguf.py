@@ -11,7 +11,14 @@ import numpy as np
 from tests.tiny_models import BOS, EOS, PAD
 
 
-def write_tiny_gguf(folder: Path, file: Path, *, quantization: str = "Q8_0", leave_out: str | None = None) -> Path:
+def write_tiny_gguf(
+    folder: Path,
+    file: Path,
+    *,
+    quantization: str = "Q8_0",
+    leave_out: str | None = None,
+    extra: dict[str, np.ndarray] | None = None,
+) -> Path:
     """Writes the tiny Llama or Qwen3-MoE in `folder` as `file`.
 
     Args:
@@ -19,6 +26,7 @@ def write_tiny_gguf(folder: Path, file: Path, *, quantization: str = "Q8_0", lea
         file: Where to write.
         quantization: GGUF type of the matrices; vectors stay F32.
         leave_out: GGUF name of a tensor to leave out.
+        extra: More tensors, by GGUF name, as F32.
     """
     import gguf
     from transformers import AutoModelForCausalLM
@@ -29,7 +37,7 @@ def write_tiny_gguf(folder: Path, file: Path, *, quantization: str = "Q8_0", lea
     writer = gguf.GGUFWriter(file, arch)
     _write_metadata(writer, config)
     _write_tokenizer(writer, folder)
-    for name, values in _gguf_tensors(model, arch):
+    for name, values in (*(extra or {}).items(), *_gguf_tensors(model, arch)):
         if name != leave_out:
             kind = gguf.GGMLQuantizationType[quantization if values.ndim > 1 else "F32"]
             writer.add_tensor(name, gguf.quantize(values, kind), raw_dtype=kind)

@@ -28,6 +28,7 @@ class Checkpoint:
         model_id: Its identity, for profiles and plans.
         store: The mapped tensors.
         trust_remote_code: Whether the user allowed code in the folder to run.
+        checked: What was found in order by reading all weights, so that it is done once.
     """
 
     name: str
@@ -36,6 +37,7 @@ class Checkpoint:
     model_id: ModelId
     store: TensorStore = field(repr=False, compare=False)
     trust_remote_code: bool = False
+    checked: set[str] = field(default_factory=set, repr=False, compare=False)
     _loaded: dict[str, Any] = field(default_factory=dict, repr=False, compare=False)
 
     def tensor_names(self) -> list[str]:

@@ -9,8 +9,10 @@ import shutil
 from pathlib import Path
 
 from spikeexport.calibration.checkpoint.gguf_header import GgufHeader, read_gguf_header
+from spikeexport.calibration.checkpoint.weight_files import find_tensors
 from spikeexport.calibration.foundation.errors import CheckpointError, SpikeExportError
 from spikeexport.calibration.foundation.files import staged_outputs
+from spikeexport.calibration.foundation.progress import warn
 
 CACHE_VARIABLE = "SPIKEEXPORT_CACHE"
 
@@ -30,7 +32,7 @@ def converted_gguf(file: Path) -> Path:
     """
     folder = cache_root() / "gguf" / f"{file.stem}-{_key(file)}"
     header = read_gguf_header(file)
-    if folder.is_dir():
+    if folder.is_dir() and _is_whole(folder):
         return folder
     from spikeexport.calibration.checkpoint.gguf_conversion import convert_gguf
 
@@ -45,6 +47,16 @@ def converted_gguf(file: Path) -> Path:
             f"Converting {file} into the cache failed: {error} The cache's place is {CACHE_VARIABLE}."
         ) from error
     return folder
+
+
+def _is_whole(folder: Path) -> bool:
+    """Whether every tensor of an earlier conversion is there: a power cut can leave names without content."""
+    try:
+        find_tensors(folder)
+    except CheckpointError as error:
+        warn(f"{error} The conversion is made again.")
+        return False
+    return True
 
 
 def _key(file: Path) -> str:

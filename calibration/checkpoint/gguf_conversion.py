@@ -7,18 +7,19 @@ from typing import TYPE_CHECKING, Any
 
 from spikeexport.calibration.checkpoint.architectures import require_known
 from spikeexport.calibration.checkpoint.gguf_header import GgufHeader
+from spikeexport.calibration.checkpoint.gguf_rotary import scale_rotary
 from spikeexport.calibration.checkpoint.gguf_tensors import GgufTensors
 from spikeexport.calibration.checkpoint.loading_report import require_complete
 from spikeexport.calibration.checkpoint.quiet import quiet_transformers
 from spikeexport.calibration.checkpoint.safetensors_writer import write_float32_checkpoint
 from spikeexport.calibration.foundation.errors import CheckpointError, one_line
-from spikeexport.calibration.foundation.progress import progress_bar
+from spikeexport.calibration.foundation.progress import progress_bar, say
 
 if TYPE_CHECKING:
     import numpy as np
     from transformers import PretrainedConfig
 
-CONVERTER_VERSION = 1
+CONVERTER_VERSION = 2
 """Raise it when the same file converts to something else, so that older conversions are not used."""
 
 
@@ -32,11 +33,13 @@ def convert_gguf(file: Path, header: GgufHeader, folder: Path) -> None:
         CheckpointError: The architecture is unknown, or the file lacks something that it needs.
     """
     folder.mkdir()
+    say(f"Reading configuration and tokenizer of {file.name}…")
     config = _read_config(file)
     _save_tokenizer(file, folder)
-    _save_config(config, folder)
     with quiet_transformers():
         tensors = GgufTensors(file, header, config)
+    scale_rotary(config, tensors, file)
+    _save_config(config, folder)
     if tensors.shapes is None:
         _convert_at_once(file, folder)
         return

@@ -17,6 +17,7 @@ class GgufTensors:
     """Reads a GGUF file's tensors the way transformers' own loader converts them.
 
     Attributes:
+        leftovers: Tensors of the file that no parameter of the model takes; empty where `shapes` is None.
         shapes: Each Hugging Face tensor name and shape, in the model's order; None when the architecture merges or
             splits tensors, so that they cannot be converted one by one.
     """
@@ -25,6 +26,7 @@ class GgufTensors:
         self._file = file
         self._mapped = np.memmap(file, mode="r")
         self.shapes: dict[str, tuple[int, ...]] | None = None
+        self.leftovers: tuple[GgufTensor, ...] = ()
         if (kind := _processor_class(header.metadata["general.architecture"])) is not None:
             self._processor: Any = kind(config=config.to_dict())
             self._map_names(header, _meta_model(config))
@@ -40,6 +42,7 @@ class GgufTensors:
         shapes = {name: tuple(value.shape) for name, value in model.state_dict().items() if name not in tied}
         if shapes.keys() == self._sources.keys() and len(mapped) == len(shapes):
             self.shapes = shapes
+            self.leftovers = tuple(tensor for tensor in header.tensors if tensor.name not in names)
 
     def read(self, name: str) -> np.ndarray:
         """Returns the tensor `name` (a key of `shapes`), float32.
@@ -49,7 +52,7 @@ class GgufTensors:
         """
         assert self.shapes is not None, "only tensors that map one to one are read singly"
         source = self._sources[name]
-        values = self._processor.process(weights=self._dequantize(source), name=source.name).weights
+        values = self._processor.process(weights=self.dequantize(source), name=source.name).weights
         if values.shape != self.shapes[name]:
             raise CheckpointError(
                 f"{self._file}: tensor {source.name} has shape {list(values.shape)}, the file's own configuration "
@@ -57,7 +60,12 @@ class GgufTensors:
             )
         return values
 
-    def _dequantize(self, tensor: GgufTensor) -> np.ndarray:
+    def dequantize(self, tensor: GgufTensor) -> np.ndarray:
+        """Returns the values of one of the file's tensors as they are stored, float32.
+
+        Raises:
+            CheckpointError: Its quantisation is unknown here.
+        """
         from gguf import GGMLQuantizationType, dequantize
         from gguf.quants import quant_shape_to_byte_shape
 

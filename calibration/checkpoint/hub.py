@@ -19,7 +19,7 @@ def is_hub_id(model: str | Path) -> bool:
     """Whether `model` can be a hub id (`name` or `owner/name`) rather than a path."""
     text = str(model)
     has_file_suffix = text.endswith((".gguf", ".safetensors", ".bin", ".pt", ".pth", ".onnx", ".json"))
-    return isinstance(model, str) and _HUB_ID.fullmatch(text) is not None and not has_file_suffix
+    return _HUB_ID.fullmatch(text) is not None and not has_file_suffix
 
 
 def download_checkpoint(hub_id: str, *, with_code: bool = False) -> Path:
@@ -37,10 +37,16 @@ def download_checkpoint(hub_id: str, *, with_code: bool = False) -> Path:
     say(f"Fetching {hub_id} from the Hugging Face hub…")
     patterns = [*_WANTED, *(["*.py"] if with_code else [])]
     try:
-        return Path(snapshot_download(hub_id, allow_patterns=patterns, ignore_patterns=list(_UNWANTED)))
+        folder = Path(snapshot_download(hub_id, allow_patterns=patterns, ignore_patterns=list(_UNWANTED)))
     except Exception as error:
         raise CheckpointError(
             f"{hub_id} is no local folder or file, and fetching it from the Hugging Face hub failed "
             f"({type(error).__name__}: {one_line(error, 160)}): check the name and the network, log in with "
             "`hf auth login` for a gated model, or give a local path."
         ) from error
+    if not any(folder.glob("*.safetensors")):
+        raise CheckpointError(
+            f"{hub_id} has no safetensors on the hub: pickled weights are not fetched; take a converted copy of the "
+            "model, or the .gguf file of a GGUF repository as a local file."
+        )
+    return folder

@@ -29,11 +29,8 @@ BITS_PER_VALUE = {
     "U16": 16,
     "U8": 8,
     "BOOL": 8,
-    "F8_E4M3": 8,
-    "F8_E5M2": 8,
-    "F8_E8M0": 8,
 }
-"""Width of each safetensors dtype that can be read here."""
+"""Width of each safetensors dtype that can be read here; 8-bit floats, being quantised already, are not among them."""
 
 
 @dataclass(frozen=True)

@@ -42,13 +42,15 @@ def load_model(
 
 
 def check_finite(checkpoint: Checkpoint) -> None:
-    """Reads every floating-point tensor once and refuses NaN and infinite values.
+    """Reads every floating-point tensor once per opened checkpoint and refuses NaN and infinite values.
 
     Raises:
         CheckpointError: Names the first tensor that holds one.
     """
     import torch
 
+    if checkpoint.checked:
+        return
     for name in track(checkpoint.tensor_names(), "Checking weights"):
         tensor = checkpoint.read_tensor(name)
         if not tensor.is_floating_point() or tensor.numel() == 0:
@@ -60,6 +62,7 @@ def check_finite(checkpoint: Checkpoint) -> None:
                 f"{checkpoint.store.entries[name].file}: tensor {name} holds {found} values, expected finite weights: "
                 "the checkpoint is damaged; download or convert it again."
             )
+    checkpoint.checked.add("finite")
 
 
 def _from_pretrained(

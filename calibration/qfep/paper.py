@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from typing import Any
 
 import numpy as np
 import torch
@@ -73,11 +74,12 @@ def _rates(model: nn.Module, site: str, sequences: list[tuple[int, ...]], head: 
         seen.append(args[0].abs().amax(-1).float())
         raise _Reached
 
+    decoder: Any = model.base_model
     handle = model.get_submodule(site).register_forward_pre_hook(stop)
     try:
         for start in range(0, len(sequences), _BATCH):
             try:
-                model.base_model(input_ids=torch.tensor(sequences[start : start + _BATCH]), use_cache=False)
+                decoder(input_ids=torch.tensor(sequences[start : start + _BATCH]), use_cache=False)
             except _Reached:
                 continue
     finally:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from typing import Any
 
 import numpy as np
 import torch
@@ -18,7 +19,7 @@ def norm_offset(norm: nn.Module) -> float:
 
     Found by running the norm with a weight of zeros: a plain norm then gives its bias only.
     """
-    weight = norm.weight
+    weight: Any = norm.weight
     saved = weight.data
     x = torch.linspace(-1.0, 1.0, weight.shape[-1], dtype=weight.dtype, device=weight.device)[None]
     try:
@@ -101,16 +102,16 @@ def point_of(model: nn.Module, fold: Fold, tensors: PlanTensors) -> FoldPoint:
         PlanError: As for `apply_folds`.
     """
     try:
-        producer = model.get_submodule(fold.producer)
-        consumer = model.get_submodule(fold.consumers[0])
+        producer = model.get_parameter(f"{fold.producer}.weight")
+        consumer = model.get_parameter(f"{fold.consumers[0]}.weight")
     except AttributeError as error:
         raise PlanError(
             f"The plan folds {fold.producer} into {fold.consumers[0]}: {error}; is it for another model?"
         ) from None
-    channels, expected = len(tensors[fold.scales]), producer.weight.shape[0]  # type: ignore[union-attr, index]
+    channels, expected = len(tensors[fold.scales]), producer.shape[0]
     if channels != expected:
         raise PlanError(f"{fold.scales} has {channels} values, {fold.producer} has {expected} channels: wrong model?")
-    columns = consumer.weight.shape[1]  # type: ignore[union-attr, index]
+    columns = consumer.shape[1]
     head_dim = int(getattr(model.get_submodule(fold.producer.rsplit(".", 1)[0]), "head_dim", channels) or channels)
     group = head_dim if fold.kind == "v_o" else channels
     return FoldPoint(fold.kind, fold.producer, fold.consumers, fold.consumers[0], channels, columns // channels, group)

@@ -100,7 +100,7 @@ def _candidates(model: nn.Module, structure: DecoderStructure, site: Site) -> li
 
 
 def _value_to_output(model: nn.Module, site: Site, producer: str) -> list[FoldPoint]:
-    channels = model.get_submodule(producer).weight.shape[0]  # type: ignore[union-attr]
+    channels = int(model.get_parameter(f"{producer}.weight").shape[0])
     head_dim = getattr(model.get_submodule(producer.rsplit(".", 1)[0]), "head_dim", None)
     if head_dim is None or site.channels % channels or channels % head_dim:
         return []

@@ -147,9 +147,26 @@ def built_table(data: Mapping[str, Any]) -> RenderableType:
             ),
             ("fallbacks", "\n".join(fallbacks) or "none"),
             ("fused attention", f"{fused} of {layers} layers" if layers is not None else fused),
+            ("kernels", _plain(data["kernels"]) if data.get("kernels") else None),
+            ("left over", _leftovers(data.get("leftovers") or {})),
+            ("target", _plain(data["target"]) if data.get("target") else None),
+            ("versions", _plain(data["versions"]) if data.get("versions") else None),
+            ("plan", (data.get("plan_sha256") or "")[:16] or None),
+            ("onnx", (data.get("onnx_sha256") or "")[:16] or None),
             ("size", size_text(data.get("size_bytes"))),
             ("time", f"{data['seconds']:.1f} s" if data.get("seconds") is not None else None),
         ]
+    )
+
+
+def _leftovers(leftovers: Mapping[str, Mapping[str, Any]]) -> str:
+    """Returns the kinds of work beside the products with their counts and the bytes that they move."""
+    return (
+        "\n".join(
+            f"{kind}: {item['count']}" + (f" ({item['bytes_moved']} bytes per token)" if item["bytes_moved"] else "")
+            for kind, item in leftovers.items()
+        )
+        or "none"
     )
 
 

@@ -51,6 +51,10 @@ def open_session(
         options.add_session_config_entry(key, value)
     if optimized_to is not None:
         options.optimized_model_filepath = str(optimized_to)
+        # Weights go into a file of their own: inside the graph's file they could not exceed 2 GB.
+        prefix = "session.optimized_model_external_initializers"
+        options.add_session_config_entry(f"{prefix}_file_name", f"{optimized_to.name}.data")
+        options.add_session_config_entry(f"{prefix}_min_size_in_bytes", "1024")
     try:
         return onnxruntime.InferenceSession(str(model), options, providers=["CPUExecutionProvider"])
     except Exception as error:  # ONNX Runtime's own exception types share no base class.

@@ -26,7 +26,8 @@ _LEFTOVERS = frozenset({"DequantizeLinear", "Cast", "Transpose", "Concat", "Expa
 
 def optimized_graph(model: Path) -> ir.Graph:
     """Returns the graph that ONNX Runtime runs for `model` on this CPU, weights left out."""
-    with tempfile.TemporaryDirectory() as folder:
+    # Beside the model, where there is room for its weights a second time.
+    with tempfile.TemporaryDirectory(dir=model.parent) as folder:
         target = Path(folder) / "optimized.onnx"
         session = open_session(model, SessionSettings(prepacking=False), "all", optimized_to=target)
         del session

@@ -11,6 +11,7 @@ from collections.abc import Iterable, Iterator
 from typing import Any
 
 from spikeexport.backends.tensorrt.layers import EngineLayer, assign_profiles, layer_from_fields
+from spikeexport.backends.tensorrt.profiles import PROFILE_NAMES
 from spikeexport.calibration.foundation.errors import BackendError
 
 HEADING = "Layers:"
@@ -34,7 +35,14 @@ def read_layer_log(messages: Iterable[str], version: str) -> tuple[EngineLayer, 
             f"The build log of TensorRT-RTX {version} lists no layers, so nothing can be said about what became INT8: "
             "install the version that this report was written for (pip install 'spikeexport[rtx]')."
         )
-    return assign_profiles([layer_from_fields(_fields(line, version)) for line in lines])
+    layers = assign_profiles([layer_from_fields(_fields(line, version)) for line in lines])
+    seen = {layer.profile for layer in layers}
+    if seen != set(range(len(PROFILE_NAMES))):
+        raise BackendError(
+            f"The build log of TensorRT-RTX {version} lists layers of the profiles {sorted(seen)}, "
+            f"{len(PROFILE_NAMES)} were built: the log has another form than the one that this was written for."
+        )
+    return layers
 
 
 def _layer_lines(text: str) -> Iterator[str]:

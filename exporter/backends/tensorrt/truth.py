@@ -37,12 +37,7 @@ def engine_truth(
     Raises:
         BackendError: The layers name none of the graph's linears, so that nothing can be said.
     """
-    named = {node for layer in layers for node in layer.onnx_nodes}
-    if roles.linears and not named.intersection(roles.linears.values()):
-        raise BackendError(
-            "The engine's layers name none of the graph's linears, so nothing can be said about what became INT8: "
-            "the builder's report has another form than the version that this was written for."
-        )
+    _require_names(layers, roles)
     products = _by_node(layer for layer in layers if is_product(layer))
     profiles = sorted({layer.profile for layer in layers})
     verdicts = {linear: _why_not_int8(roles.linears.get(linear, ""), products, profiles) for linear in planned}
@@ -62,6 +57,15 @@ def engine_truth(
         leftovers=_leftovers(layers),
         kernels=count_kernels(layers),
     )
+
+
+def _require_names(layers: Sequence[EngineLayer], roles: Roles) -> None:
+    named = {node for layer in layers for node in layer.onnx_nodes}
+    if roles.linears and not named.intersection(roles.linears.values()):
+        raise BackendError(
+            "The engine's layers name none of the graph's linears, so nothing can be said about what became INT8: "
+            "the builder's report has another form than the version that this was written for."
+        )
 
 
 def _by_node(layers: Iterable[EngineLayer]) -> dict[tuple[str, int], list[EngineLayer]]:

@@ -37,12 +37,7 @@ def build_engine(request: BuildRequest) -> BuildAnswer:
     print("Reading the graph", flush=True)
     # The parser owns weights that the network points to.
     parser = parse_onnx(module, network, Path(request.onnx), log, flavor.title)
-    limits = Limits(request.max_batch, request.max_seq)
-    config = create_config(module, builder, profile_shapes(input_shapes(network), limits), request.workspace_bytes)
-    set_targets(module, config, request.targets)
-    cache = Path(request.timing_cache) if request.timing_cache else None
-    if cache is not None:
-        load_timing_cache(config, cache)
+    config = _configure(module, builder, network, request)
     config.progress_monitor = monitor = _phase_printer(module)
     plan = builder.build_serialized_network(network, config)
     if plan is None:
@@ -50,8 +45,8 @@ def build_engine(request: BuildRequest) -> BuildAnswer:
     del monitor, parser
     folder = Path(request.folder)
     (folder / ENGINE_NAME).write_bytes(memoryview(plan))
-    if cache is not None:
-        save_timing_cache(config, cache)
+    if request.timing_cache:
+        save_timing_cache(config, Path(request.timing_cache))
     report, form = _write_report(module, flavor, plan, log, folder)
     return BuildAnswer(
         version=module.__version__,
@@ -60,6 +55,15 @@ def build_engine(request: BuildRequest) -> BuildAnswer:
         seconds=time.monotonic() - started,
         warnings=tuple(dict.fromkeys(log.warnings)),
     )
+
+
+def _configure(module: ModuleType, builder: Any, network: Any, request: BuildRequest) -> Any:
+    limits = Limits(request.max_batch, request.max_seq)
+    config = create_config(module, builder, profile_shapes(input_shapes(network), limits), request.workspace_bytes)
+    set_targets(module, config, request.targets)
+    if request.timing_cache:
+        load_timing_cache(config, Path(request.timing_cache))
+    return config
 
 
 def _write_report(module: ModuleType, flavor: Flavor, plan: Any, log: BuildLog, folder: Path) -> tuple[str, ReportForm]:

@@ -9,7 +9,7 @@ from spikeexport.calibration.checkpoint.gguf_header import read_gguf_header
 from spikeexport.calibration.foundation.errors import CheckpointError
 
 from tests.tiny_gguf import write_tiny_gguf
-from tests.tiny_models import BOS, tiny_family
+from tests.tiny_models import BOS, tiny_family, tiny_llama
 
 
 @pytest.fixture(autouse=True)
@@ -97,6 +97,48 @@ def test_a_missing_tensor_is_named(tiny_llama_folder, tmp_path, cache):
     with pytest.raises(CheckpointError, match=r"lacks model\.layers\.1\.mlp\.down_proj\.weight"):
         open_checkpoint(file)
     assert not any((cache / "gguf").iterdir())
+
+
+def test_rotary_scaling_of_llama_3(tmp_path):
+    scaling = {
+        "rope_type": "llama3",
+        "rope_theta": 500000.0,
+        "factor": 8.0,
+        "low_freq_factor": 1.0,
+        "high_freq_factor": 4.0,
+        "original_max_position_embeddings": 8192,
+    }
+    folder = tiny_llama(tmp_path / "m", rope_parameters=scaling)
+    plain = tiny_llama(tmp_path / "plain", rope_parameters={"rope_type": "default", "rope_theta": 500000.0})
+    scaled = load_model(open_checkpoint(folder)).model.rotary_emb.inv_freq
+    factors = load_model(open_checkpoint(plain)).model.rotary_emb.inv_freq / scaled
+    file = write_tiny_gguf(folder, tmp_path / "m.gguf", extra={"rope_freqs.weight": factors.numpy()})
+    model = load_model(open_checkpoint(file))
+    assert factors.max() == pytest.approx(8)
+    torch.testing.assert_close(model.model.rotary_emb.inv_freq, scaled, rtol=1e-5, atol=0)
+
+
+def test_rotary_factors_that_change_nothing(tiny_llama_folder, tmp_path):
+    ones = {"rope_freqs.weight": np.ones(8, np.float32)}
+    checkpoint = open_checkpoint(write_tiny_gguf(tiny_llama_folder, tmp_path / "m.gguf", extra=ones))
+    assert checkpoint.config.rope_parameters["rope_type"] == "default"
+
+
+@pytest.mark.parametrize("name", ["rope_freqs.weight", "blk.0.unheard_of.weight"])
+def test_a_tensor_that_would_be_lost_is_refused(tiny_llama_folder, tmp_path, name):
+    extra = {name: np.linspace(1, 3, 8, dtype=np.float32)}
+    file = write_tiny_gguf(tiny_llama_folder, tmp_path / "m.gguf", extra=extra)
+    with pytest.raises(CheckpointError, match=rf"tensor {name} \[8\] has no place in a llama model"):
+        open_checkpoint(file)
+
+
+def test_a_damaged_conversion_is_made_again(llama_gguf, capsys):
+    checkpoint = open_checkpoint(llama_gguf)
+    whole = (checkpoint.folder / "model.safetensors").read_bytes()
+    (checkpoint.folder / "model.safetensors").write_bytes(bytes(len(whole)))
+    again = open_checkpoint(llama_gguf)
+    assert "made again" in capsys.readouterr().err
+    assert (again.folder / "model.safetensors").read_bytes() == whole
 
 
 def test_truncated_data_names_the_tensor_and_leaves_nothing(llama_gguf, tmp_path, cache):

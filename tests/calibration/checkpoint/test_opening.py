@@ -188,6 +188,26 @@ def test_hub_id_without_network(monkeypatch, tmp_path):
         open_checkpoint("some-owner/some-model")
 
 
+def test_hub_fetches_no_pickles_and_no_code(monkeypatch, folder):
+    import huggingface_hub
+
+    asked = {}
+
+    def snapshot_download(hub_id, *, allow_patterns, ignore_patterns):
+        asked.update(id=hub_id, allow=allow_patterns, ignore=ignore_patterns)
+        return str(folder)
+
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", snapshot_download)
+    assert open_checkpoint("owner/model").name == "owner/model"
+    assert "*.py" not in asked["allow"]
+    assert not any(pattern.endswith((".bin", ".pt", ".pth", "*")) for pattern in asked["allow"])
+    open_checkpoint("owner/model", trust_remote_code=True)
+    assert "*.py" in asked["allow"]
+    (folder / "model.safetensors").unlink()
+    with pytest.raises(CheckpointError, match=r"owner/model has no safetensors on the hub"):
+        open_checkpoint("owner/model")
+
+
 def test_importing_the_package_does_not_import_torch():
     code = "import sys, spikeexport.calibration.checkpoint, spikeexport.calibration.text; print('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True).stdout.strip() == "False"

@@ -33,6 +33,7 @@ def test_whole_file(tmp_path):
         ({"a": _tensor(offsets=(-24, 0))}, b"", None, "tensor a"),
         ({"a": _tensor(shape=(-2, -3))}, bytes(24), None, "tensor a"),
         ({"a": _tensor(dtype="F5")}, bytes(24), None, "tensor a has dtype F5, expected one of F64, F32"),
+        ({"a": _tensor(dtype="F8_E4M3")}, bytes(24), None, "dtype F8_E4M3.*give the checkpoint in BF16, FP16 or FP32"),
         ({"a": {"dtype": "F32"}}, bytes(24), None, "entry of tensor a is malformed"),
         ({"a": 3}, bytes(24), None, "entry of tensor a is malformed"),
         (b"{nonsense", b"", None, "header is not JSON"),

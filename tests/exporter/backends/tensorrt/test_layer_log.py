@@ -57,11 +57,20 @@ def test_names_may_hold_brackets_and_commas():
         "Inputs: [ { Name: f(a, b), Dimensions: [1,2], Datatype: Half, Format: (Linear) Row }], "
         "Outputs: [], TacticName: t, Metadata: [ONNX Layer: a[0], b][ONNX Layer: c]"
     )
-    (layer,) = read_layer_log([f"Layers:\n{line}\n\nI/O Tensors:"], "1.7.1")
+    decode = line.replace("_myl1_0", " [profile 1]_myl3_0")
+    layer, second = read_layer_log([f"Layers:\n{line}\n{decode}\n\nI/O Tensors:"], "1.7.1")
+    assert (layer.profile, second.profile) == (0, 1)
     assert layer.name == "(Unnamed Layer* 44) [Cast, x]_myl1_0"
     assert layer.inputs[0].name == "f(a, b)"
     assert layer.inputs[0].dims == (1, 2)
     assert layer.onnx_nodes == ("a[0], b", "c")
+
+
+def test_log_of_one_profile_only_is_refused():
+    text = SAMPLE.read_text(encoding="utf-8")
+    first = "\n".join(line for line in text.splitlines() if "[profile 1]" not in line and "_myl3_" not in line)
+    with pytest.raises(BackendError, match=r"layers of the profiles \[0\], 2 were built"):
+        read_layer_log([first], "1.7.1")
 
 
 def test_split_top_level():
