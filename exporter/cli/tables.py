@@ -170,6 +170,29 @@ def _leftovers(leftovers: Mapping[str, Mapping[str, Any]]) -> str:
     )
 
 
+def deployed_table(data: Mapping[str, Any]) -> RenderableType:
+    """Where a deployment is, whether it was tried, and how to start it."""
+    checked = f"{data['checked']} tokens equal to this project's runner" if data["checked"] else None
+    facts = facts_table(
+        [
+            ("deployed", data.get("path")),
+            ("layout", data["layout"]),
+            ("from", f"{data['model']} ({data['source']})"),
+            ("prefix", prefix_text(data.get("prefix"))),
+            ("checked", checked),
+            ("versions", _plain(data["versions"])),
+            ("plan", (data.get("plan_sha256") or "")[:16] or None),
+            ("onnx", data["onnx_sha256"][:16]),
+            ("size", size_text(data["size_bytes"])),
+            ("note", "\n".join(data["notes"]) or None),
+        ]
+    )
+    # Commands are copied: never broken over lines.
+    return Group(facts, Text("start it:"), *(Text(line, no_wrap=True, overflow="ignore") for line in data["start"]))
+
+
 def inspect_table(data: Mapping[str, Any]) -> RenderableType:
     """What a file holds."""
-    return built_table(data) if "int8_coverage" in data else plain_table(data)
+    if "int8_coverage" in data:
+        return built_table(data)
+    return deployed_table(data) if data["kind"] == "deployment" else plain_table(data)

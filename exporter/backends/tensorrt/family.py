@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import onnx_ir as ir
 from spikeexport.backends.base import Backend, BuildOptions
 from spikeexport.backends.manifest import Compiled, Target, load_manifest
+from spikeexport.backends.signature import graph_signature
 from spikeexport.backends.tensorrt.flavor import Flavor
 from spikeexport.backends.tensorrt.gpus import ask_gpus
 from spikeexport.backends.tensorrt.inspector_json import read_inspector
@@ -84,7 +85,8 @@ class TensorRtFamily(Backend):
         layers = _read_layers(folder, answer)
         truth = engine_truth(layers, roles, planned, reasons_by_module(findings))
         versions = {self.flavor.module: answer.version}
-        return Compiled(truth=truth, target=self._target(targets, limits), versions=versions)
+        signature = graph_signature(portable.model.graph)
+        return Compiled(truth=truth, target=self._target(targets, limits), versions=versions, signature=signature)
 
     def runner(self, folder: Path, **options: Any) -> CausalRunner:
         """See `Backend.runner`."""
