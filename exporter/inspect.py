@@ -63,6 +63,7 @@ def describe_engine(manifest: EngineManifest) -> dict[str, Any]:
         "attention_fused": truth.attention_fused,
         "attention_layers": truth.attention_layers,
         "attention_unfused": list(truth.attention_unfused),
+        "attention_why": truth.attention_why,
         "leftovers": {kind: leftover.model_dump() for kind, leftover in truth.leftovers.items()},
         "kernels": truth.kernels,
         "prefix": _prefix(manifest.prefix),

@@ -52,6 +52,7 @@ class EngineTruth(Record):
         attention_fused: Number of decoder layers whose attention is one kernel.
         attention_layers: Number of decoder layers that have attention.
         attention_unfused: Module paths of the attentions that are not one kernel.
+        attention_why: Those of them whose reason is known -> the reason with its cure.
         leftovers: Kind of operation -> what is left of it.
         kernels: Kernels per run of each profile ("prefill", "decode"); empty where the backend does not say.
     """
@@ -62,6 +63,7 @@ class EngineTruth(Record):
     attention_fused: int = 0
     attention_layers: int = 0
     attention_unfused: tuple[str, ...] = ()
+    attention_why: dict[str, str] = Field(default_factory=dict)
     leftovers: dict[str, Leftover] = Field(default_factory=dict)
     kernels: dict[str, int] = Field(default_factory=dict)
 
