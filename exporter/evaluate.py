@@ -63,6 +63,7 @@ def evaluate(
     windows: int | None = None,
     seqlen: int | None = None,
     bos: bool = True,
+    provider: str = "cpu",
 ) -> EvalResult:
     """Measures perplexity: the text tokenised once, consecutive windows, every token predicted.
 
@@ -72,13 +73,14 @@ def evaluate(
         windows: How many windows, evenly spaced; None = all of the text.
         seqlen: Tokens per window; None = 512.
         bos: Whether BOS goes in front of each window (a baked prefix takes its place).
+        provider: Where ONNX Runtime runs an .onnx.
 
     Raises:
         SpikeExportError: The subject or the text cannot be used; the message says why.
     """
     if isinstance(subject, CausalRunner):
         return score_text(subject, evaluation_text(subject, text, windows=windows, seqlen=seqlen), bos=bos)
-    with open_subject(subject) as runner:
+    with open_subject(subject, provider=provider) as runner:
         return score_text(runner, evaluation_text(runner, text, windows=windows, seqlen=seqlen), bos=bos)
 
 

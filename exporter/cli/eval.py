@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 from spikeexport.cli.answer import Answer
-from spikeexport.cli.parameters import Seqlen, Subject, Text
+from spikeexport.cli.parameters import Provider, ProviderName, Seqlen, Subject, Text
 
 
 def run(
@@ -18,10 +18,12 @@ def run(
     ] = None,
     seqlen: Seqlen = None,
     no_bos: Annotated[bool, typer.Option("--no-bos", help="Put no BOS in front of the windows.")] = False,
+    provider: Provider = ProviderName.cpu,
 ) -> Answer:
     """Measure perplexity on a text."""
     from spikeexport.cli.tables import eval_table
     from spikeexport.evaluate import evaluate
 
-    data = evaluate(subject, text, windows=windows, seqlen=seqlen, bos=not no_bos).to_json()
+    result = evaluate(subject, text, windows=windows, seqlen=seqlen, bos=not no_bos, provider=provider.value)
+    data = result.to_json()
     return Answer(data, eval_table(data))

@@ -5,7 +5,7 @@ from spikeexport.runners.base import Cache, CausalRunner
 __all__ = ["Cache", "CausalRunner", "open_subject"]
 
 
-def open_subject(path_or_id: str, **options: object) -> CausalRunner:
+def open_subject(path_or_id: str, **options: Any) -> CausalRunner:
     """Opens any SUBJECT; see `spikeexport.runners.subject.open_subject`."""
     from spikeexport.runners.subject import open_subject as open_any
 

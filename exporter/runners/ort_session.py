@@ -8,6 +8,7 @@ from typing import Any, Literal
 
 from spikeexport.calibration.foundation.errors import BackendError, one_line
 from spikeexport.runners.cpu import physical_cores, u8s8_saturates
+from spikeexport.runners.ort_provider import CPU, provider_list, require_provider
 
 
 @dataclass(frozen=True)
@@ -18,6 +19,7 @@ class SessionSettings:
         threads: Threads of one operator; None = the physical cores that this process may use.
         spinning: Whether idle threads wait actively; off costs 1.4 x in decode and saves power.
         prepacking: Whether weights are re-laid for the kernels when loading; off costs 3 x prefill and 14 x decode.
+        provider: Where operators run: a key of `PROVIDERS`.
         precise_int8: Whether u8 x s8 products avoid 16-bit sums; None = only on CPUs where those can saturate.
     """
 
@@ -25,12 +27,13 @@ class SessionSettings:
     spinning: bool = True
     prepacking: bool = True
     precise_int8: bool | None = None
+    provider: str = CPU
 
 
 def open_session(
     model: Path, settings: SessionSettings, optimization: Literal["basic", "all"], optimized_to: Path | None = None
 ) -> Any:
-    """Opens a session on the CPU.
+    """Opens a session on the provider that `settings` name, and makes sure that it runs there.
 
     Args:
         model: The .onnx file.
@@ -39,7 +42,8 @@ def open_session(
         optimized_to: Where to write the graph that ONNX Runtime really runs, or None.
 
     Raises:
-        BackendError: ONNX Runtime is not installed, or refuses the file.
+        BackendError: ONNX Runtime is not installed, refuses the file, or cannot run it on that provider.
+        UsageError: An unknown provider.
     """
     onnxruntime = import_onnxruntime()
     options = onnxruntime.SessionOptions()
@@ -55,10 +59,13 @@ def open_session(
         prefix = "session.optimized_model_external_initializers"
         options.add_session_config_entry(f"{prefix}_file_name", f"{optimized_to.name}.data")
         options.add_session_config_entry(f"{prefix}_min_size_in_bytes", "1024")
+    providers = provider_list(onnxruntime, settings.provider)
     try:
-        return onnxruntime.InferenceSession(str(model), options, providers=["CPUExecutionProvider"])
+        session = onnxruntime.InferenceSession(str(model), options, providers=providers)
     except Exception as error:  # ONNX Runtime's own exception types share no base class.
         raise BackendError(f"ONNX Runtime cannot load {model}: {one_line(error)}; write it again.") from error
+    require_provider(session, settings.provider, model.name)
+    return session
 
 
 def import_onnxruntime() -> Any:
