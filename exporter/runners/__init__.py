@@ -1,5 +1,7 @@
 """Running a subject (a MODEL, a portable .onnx or a built folder) behind one interface."""
 
+from typing import Any
+
 from spikeexport.runners.base import Cache, CausalRunner
 
 __all__ = ["Cache", "CausalRunner", "open_subject"]

@@ -142,6 +142,8 @@ def read_prefix_arrays(folder: Path) -> dict[str, np.ndarray]:
 def _refuse_gpu_options(options: BuildOptions) -> None:
     if options.compute_capabilities:
         raise UsageError("--compute-capability is for GPUs and onnxruntime builds for the CPU: leave it out.")
+    if options.workspace_bytes is not None:
+        raise UsageError("--workspace is for TensorRT and onnxruntime takes what its kernels need: leave it out.")
     if options.timing_cache is not None:
         raise UsageError("--timing-cache is for TensorRT and onnxruntime times no kernels: leave it out.")
 
