@@ -24,6 +24,7 @@ from spikeexport.runners import open_subject
 
 from tests.constant_plan import portable_graph, write_portable
 from tests.graphs.tensorrt import faults
+from tests.tiny_models import tiny_family
 
 DOWN = "model.layers.1.mlp.down_proj"
 RTX = {"backend": "tensorrt-rtx", "max_batch": 2, "max_seq": 64}
@@ -169,6 +170,19 @@ def test_other_types_build_too_and_unfused_attention_is_said(tiny_llama_folder, 
     assert (truth.attention_fused, truth.attention_layers) == (fused, 3)
     assert len(truth.attention_unfused) == 3 - fused
     assert all("in FP32 (export with --dtype" in truth.attention_why[name] for name in truth.attention_unfused)
+
+
+@pytest.mark.parametrize("family", ["qwen3", "phi3", "gemma2", "gemma3_text", "mixtral", "olmo2"])
+def test_every_linear_of_unlike_families_becomes_int8(family, tmp_path):
+    onnx = write_portable(tiny_family(family, tmp_path / family), tmp_path / "m.onnx")
+    truth = build(onnx, **RTX).manifest.truth
+    assert len(truth.planned) >= 18
+    assert truth.int8_coverage == 1.0
+    assert truth.attention_layers == 3
+    assert truth.attention_fused == (0 if family == "gemma2" else 3)
+    assert [why.partition(",")[0] for why in set(truth.attention_why.values())] == (
+        ["its scores are capped at 50"] if family == "gemma2" else []
+    )
 
 
 def test_int8_cache_costs_no_kernel_and_keeps_attention_whole(tiny_llama_folder, tmp_path, built):
