@@ -56,6 +56,12 @@ class Source:
                 shutil.copyfile(self.assets.folder / name, folder / name)
 
 
+def batch_notes(source: Source) -> tuple[str, ...]:
+    """Returns what an ONNX Runtime build says about batches: its attention takes one prompt."""
+    shared = source.manifest is not None and source.manifest.target.get("cache") == "shared"
+    return (f"one prompt at a time; for batches deploy the .onnx that {source.path.name} came from",) if shared else ()
+
+
 def open_source(subject: str | Path) -> Source:
     """Opens what `deploy` was given.
 

@@ -9,7 +9,8 @@ import numpy as np
 from spikeexport.backends.base import Backend, BuildOptions
 from spikeexport.backends.manifest import Compiled, load_manifest
 from spikeexport.calibration.foundation.errors import BackendError, UsageError
-from spikeexport.calibration.foundation.progress import say
+from spikeexport.calibration.foundation.progress import say, warn
+from spikeexport.runners.ort_session import import_onnxruntime
 
 if TYPE_CHECKING:
     import onnx_ir as ir
@@ -31,8 +32,6 @@ class OnnxRuntimeBackend(Backend):
 
     def why_unavailable(self) -> str | None:
         """Says what is missing to build here; see `Backend.why_unavailable`."""
-        from spikeexport.runners.ort_session import import_onnxruntime
-
         try:
             import_onnxruntime()
         except BackendError as error:
@@ -90,12 +89,22 @@ class OnnxRuntimeBackend(Backend):
         from spikeexport.runners.ort_session import SessionSettings
 
         manifest = load_manifest(folder, self.name)
+        _warn_of_another_version(folder, manifest.versions.get("onnxruntime"))
         assets = Assets(folder, manifest.prefix.ids if manifest.prefix is not None else ())
         chunk = options.pop("chunk", EngineSettings.chunk)
         settings = EngineSettings(SessionSettings(**options), chunk)
         if manifest.target.get("cache") == "shared":
             return OrtEngineRunner(folder / MODEL_NAME, assets, _read_prefix(folder), settings)
         return OnnxRunner(folder / MODEL_NAME, assets, settings.session, "all")
+
+
+def _warn_of_another_version(folder: Path, built_with: str | None) -> None:
+    found = import_onnxruntime().__version__
+    if built_with != found:
+        warn(
+            f"{folder} was built and tried with onnxruntime {built_with}, {found} is installed: it runs, but which "
+            "linears are INT8 may have changed; build it again to know."
+        )
 
 
 def prefix_arrays(graph: ir.Graph) -> dict[str, np.ndarray]:
@@ -168,7 +177,5 @@ def _target(reports: tuple[PassReport, ...], shared: bool) -> dict[str, str | in
 
 def _versions() -> dict[str, str]:
     from importlib.metadata import version
-
-    from spikeexport.runners.ort_session import import_onnxruntime
 
     return {"onnxruntime": import_onnxruntime().__version__, "onnx-ir": version("onnx-ir")}

@@ -65,6 +65,36 @@ def test_what_cannot_be_deployed_is_refused(written, tmp_path):
         deploy(written.onnx.with_name("tiny.assets"), tmp_path / "out", layout="genai")
 
 
+def test_batches_are_for_the_exported_file(written, tmp_path):
+    built = deploy(written.built, tmp_path / "built", layout="genai").deployment
+    assert any("one prompt at a time" in note for note in built.notes)
+    exported = deploy(written.onnx, tmp_path / "onnx", layout="genai").deployment
+    assert not any("one prompt at a time" in note for note in exported.notes)
+    prompts = ["the train", "a much longer prompt than the other one is"]
+    alone = [json.loads(generated(tmp_path / "onnx", prompt, "--ids"))[:6] for prompt in prompts]
+    assert in_one_batch(tmp_path / "onnx", prompts, 6) == alone
+
+
+def in_one_batch(folder, prompts, count):
+    code = f"""
+import json, onnxruntime_genai as og
+model = og.Model({str(folder)!r})
+tokenizer = og.Tokenizer(model)
+tokenizer.update_options(add_special_tokens="true")
+parameters = og.GeneratorParams(model)
+parameters.set_search_options(max_length=60, do_sample=False, batch_size={len(prompts)})
+generator = og.Generator(model, parameters)
+generator.append_tokens(tokenizer.encode_batch({prompts!r}))
+rows = []
+for _ in range({count}):
+    generator.generate_next_token()
+    rows.append([int(token) for token in generator.get_next_tokens()])
+print(json.dumps([list(row) for row in zip(*rows)]))
+"""
+    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=120)
+    return json.loads(run.stdout.splitlines()[-1])
+
+
 def test_an_engine_is_refused_with_the_way_out(written, tmp_path):
     engine = source_module.open_source(written.built).path
     manifest = json.loads((engine / MANIFEST_NAME).read_text())

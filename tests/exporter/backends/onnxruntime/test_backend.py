@@ -8,6 +8,7 @@ import numpy as np
 import onnx_ir as ir
 import pytest
 from spikeexport.backends.base import BuildOptions
+from spikeexport.backends.manifest import MANIFEST_NAME
 from spikeexport.backends.onnxruntime.backend import MODEL_NAME, OnnxRuntimeBackend
 from spikeexport.backends.onnxruntime.truth import node_modules, optimized_graph, read_truth
 from spikeexport.build import build
@@ -125,3 +126,14 @@ def test_a_model_whose_attention_does_not_fit_runs_with_past_and_present(onnx_fi
     last, _ = runner.decode(ids[:, 7:], cache)
     error = np.concatenate([found, last], axis=1) - expected
     assert error.std() < 0.05 * expected.std()
+
+
+def test_another_onnxruntime_than_the_builds_is_said(built, tmp_path, capsys):
+    copy = tmp_path / "copy"
+    shutil.copytree(built.path, copy)
+    manifest = built.manifest.model_copy(update={"versions": {**built.manifest.versions, "onnxruntime": "1.0.0"}})
+    manifest.save(copy / MANIFEST_NAME)
+    with open_subject(copy, threads=1):
+        assert "was built and tried with onnxruntime 1.0.0" in capsys.readouterr().err.replace("\n", " ")
+    with open_subject(built.path, threads=1):
+        assert "built and tried" not in capsys.readouterr().err
