@@ -128,6 +128,7 @@ def compare_table(data: Mapping[str, Any], html: Path | None) -> RenderableType:
             ("KL divergence", f"{data['kl_divergence']:.4f} nats"),
             ("top-1 / top-5", f"{data['top1_agreement']:.1%} / {data['top5_agreement']:.1%}"),
             ("logits", f"cosine {logits['cosine']:.5f}, SNR {logits['snr_db']:.1f} dB, max {logits['max_abs']:.3g}"),
+            ("noise floor", _noise_text(data["noise"])),
             ("first bad layer", data["first_bad_layer"]),
             ("report", html),
         ],
@@ -138,6 +139,15 @@ def compare_table(data: Mapping[str, Any], html: Path | None) -> RenderableType:
     worst = sorted(data["layers"], key=lambda layer: layer["snr_db"])[:_TOP]
     rows = [(layer["name"], f"{layer['snr_db']:.1f}", f"{layer['cosine']:.4f}") for layer in worst]
     return Group(figures, rows_table(("layer", "SNR dB", "cosine"), rows, "Largest error by layer"))
+
+
+def _noise_text(noise: Mapping[str, Any] | None) -> str | None:
+    if noise is None:
+        return None
+    return (
+        f"KL {noise['kl_divergence']:.4f} nats, perplexity ratio {noise['perplexity_ratio']:.4f}, "
+        f"top-1 {noise['top1_agreement']:.1%} (itself, perturbed by {noise['relative']:g})"
+    )
 
 
 def plain_table(data: Mapping[str, Any]) -> RenderableType:
