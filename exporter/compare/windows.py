@@ -7,8 +7,7 @@ from dataclasses import dataclass, field
 import numpy as np
 from spikeexport.calibration.foundation.progress import progress_bar
 from spikeexport.compare.divergence import WindowDivergence, window_divergence
-from spikeexport.compare.polygraphy_inputs import fed_ids
-from spikeexport.compare.saved_outputs import IDS, LOGITS, Save
+from spikeexport.compare.saved_outputs import LOGITS, Save
 from spikeexport.compare.signal import SignalError
 from spikeexport.runners.base import CausalRunner
 from spikeexport.runners.windows import WindowPredictions, predict_windows
@@ -51,7 +50,7 @@ def compare_windows(
         for index, ids in enumerate(windows):
             expected, answer = (predict_windows(runner, ids[None]) for runner in (reference, candidate))
             result.found.append(_window(expected, answer, ids, result.error))
-            save(index, _outputs((reference, expected), (candidate, answer), ids))
+            save(index, _outputs((reference, expected), (candidate, answer)))
             if prefixed is not None:
                 behind = predict_windows(prefixed, ids[None])
                 result.behind_prefix.append(_window(behind, answer, ids, SignalError()))
@@ -68,15 +67,14 @@ def _window(
 
 
 def _outputs(
-    reference: tuple[CausalRunner, WindowPredictions],
-    candidate: tuple[CausalRunner, WindowPredictions],
-    ids: np.ndarray,
+    reference: tuple[CausalRunner, WindowPredictions], candidate: tuple[CausalRunner, WindowPredictions]
 ) -> dict[str, dict[str, np.ndarray]]:
-    """Returns each side's graph output for what it was fed; two sides of one name are told apart."""
+    """Returns the logits that each side's graph gave; two sides of one name are told apart.
+
+    Nothing else: Polygraphy compares an output that the other runner lacks with whatever that one has.
+    """
     names = [runner.name for runner, _ in (reference, candidate)]
     if names[0] == names[1]:
         names[0] += " (reference)"
-    return {
-        name: {LOGITS: predictions.logits, IDS: fed_ids(ids, runner.bos_id)[None]}
-        for name, (runner, predictions) in zip(names, (reference, candidate), strict=True)
-    }
+    sides = (reference[1], candidate[1])
+    return {name: {LOGITS: predictions.logits} for name, predictions in zip(names, sides, strict=True)}
