@@ -11,6 +11,9 @@ WINDOWS = 16
 LAYER_WINDOWS = 2
 """Windows on which `compare` looks inside."""
 
+GENERATIONS = 3
+"""Windows whose beginnings `compare` has both subjects continue."""
+
 MAX_NEW_TOKENS = 128
 """Most tokens of a generation."""
 

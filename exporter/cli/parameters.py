@@ -10,7 +10,11 @@ from spikeexport.defaults import SELF_TEXT, SEQLEN
 
 Model = Annotated[str, typer.Argument(metavar="MODEL", help="Hugging Face folder, hub id or .gguf file.")]
 Subject = Annotated[
-    str, typer.Argument(metavar="SUBJECT", help="A MODEL, an .onnx that `export` wrote or a folder that `build` wrote.")
+    str,
+    typer.Argument(
+        metavar="SUBJECT",
+        help="A MODEL, MODEL@RECIPE.json (fake-quantised), an .onnx of `export` or a folder of `build`.",
+    ),
 ]
 Calibration = Annotated[
     list[str] | None,

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
+import numpy as np
 from spikeexport.calibration.foundation.errors import BackendError, one_line
 from spikeexport.runners.cpu import physical_cores, u8s8_saturates
 
@@ -19,12 +21,14 @@ class SessionSettings:
         spinning: Whether idle threads wait actively; off costs 1.4 x in decode and saves power.
         prepacking: Whether weights are re-laid for the kernels when loading; off costs 3 x prefill and 14 x decode.
         precise_int8: Whether u8 x s8 products avoid 16-bit sums; None = only on CPUs where those can saturate.
+        initializers: Values in place of the file's, by the initializer's name.
     """
 
     threads: int | None = None
     spinning: bool = True
     prepacking: bool = True
     precise_int8: bool | None = None
+    initializers: Mapping[str, np.ndarray] = field(default_factory=dict)
 
 
 def open_session(
@@ -55,6 +59,10 @@ def open_session(
         prefix = "session.optimized_model_external_initializers"
         options.add_session_config_entry(f"{prefix}_file_name", f"{optimized_to.name}.data")
         options.add_session_config_entry(f"{prefix}_min_size_in_bytes", "1024")
+    # The session copies them when it is made; until then they have to live.
+    values = {name: onnxruntime.OrtValue.ortvalue_from_numpy(value) for name, value in settings.initializers.items()}
+    for name, value in values.items():
+        options.add_initializer(name, value)
     try:
         return onnxruntime.InferenceSession(str(model), options, providers=["CPUExecutionProvider"])
     except Exception as error:  # ONNX Runtime's own exception types share no base class.
