@@ -176,4 +176,5 @@ def _manifest(portable: PortableModel, folder: Path, backend: Backend, compiled:
         truth=compiled.truth,
         target=compiled.target,
         versions={"spikeexport": version("spikeexport"), **compiled.versions},
+        signature=compiled.signature,
     )

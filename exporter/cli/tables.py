@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Collection, Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -15,6 +16,7 @@ if TYPE_CHECKING:
     from spikeexport.calibration.records.profile import Profile
 
 _TOP = 10
+_LINT_ROWS = 20
 
 
 def facts_table(rows: Iterable[tuple[str, object]], title: str | None = None) -> Table:
@@ -176,8 +178,10 @@ def built_table(data: Mapping[str, Any]) -> RenderableType:
                 "linears",
                 f"{data['int8']} in INT8 of {data['linears']} (coverage {data['int8_coverage']:.1%} of the plan)",
             ),
+            ("products", _products(data.get("merged") or {})),
             ("fallbacks", "\n".join(fallbacks) or "none"),
             ("fused attention", f"{fused} of {layers} layers" if layers is not None else fused),
+            ("not fused", _plain(data["attention_why"]) if data.get("attention_why") else None),
             ("kernels", _plain(data["kernels"]) if data.get("kernels") else None),
             ("left over", _leftovers(data.get("leftovers") or {})),
             ("target", _plain(data["target"]) if data.get("target") else None),
@@ -188,6 +192,13 @@ def built_table(data: Mapping[str, Any]) -> RenderableType:
             ("time", f"{data['seconds']:.1f} s" if data.get("seconds") is not None else None),
         ]
     )
+
+
+def _products(merged: Mapping[str, Collection[str]]) -> str | None:
+    """Returns how many INT8 products there are and which kinds of linears each computes."""
+    kinds = Counter(" + ".join(name.rpartition(".")[2] for name in linears) for linears in merged.values())
+    listed = ", ".join(f"{count} x {kind}" for kind, count in kinds.items())
+    return f"{len(merged)}: {listed}" if merged else None
 
 
 def _leftovers(leftovers: Mapping[str, Mapping[str, Any]]) -> str:
@@ -201,6 +212,42 @@ def _leftovers(leftovers: Mapping[str, Mapping[str, Any]]) -> str:
     )
 
 
+def deployed_table(data: Mapping[str, Any]) -> RenderableType:
+    """Where a deployment is, whether it was tried, and how to start it."""
+    checked = f"{data['checked']} tokens equal to this project's runner" if data["checked"] else None
+    facts = facts_table(
+        [
+            ("deployed", data.get("path")),
+            ("layout", data["layout"]),
+            ("from", f"{data['model']} ({data['source']})"),
+            ("prefix", prefix_text(data.get("prefix"))),
+            ("checked", checked),
+            ("versions", _plain(data["versions"])),
+            ("plan", (data.get("plan_sha256") or "")[:16] or None),
+            ("onnx", data["onnx_sha256"][:16]),
+            ("size", size_text(data["size_bytes"])),
+            ("note", "\n".join(data["notes"]) or None),
+        ]
+    )
+    # Commands are copied: never broken over lines.
+    return Group(facts, Text("start it:"), *(Text(line, no_wrap=True, overflow="ignore") for line in data["start"]))
+
+
+def onnx_table(data: Mapping[str, Any]) -> RenderableType:
+    """What an exported file holds, and what TensorRT would make of it."""
+    facts = plain_table({key: value for key, value in data.items() if key != "findings"})
+    found = [(item["effect"], item["node"], item["why"], item["cure"]) for item in data["findings"]]
+    if not found:
+        return Group(facts, Text("lint: nothing that TensorRT refuses, splits or computes outside INT8"))
+    title = f"Lint: {len(found)} findings" + (f", the first {_LINT_ROWS} shown" if len(found) > _LINT_ROWS else "")
+    columns = ("effect", "node", "found", "cure")
+    return Group(facts, rows_table(columns, found[:_LINT_ROWS], title, words=range(4)))
+
+
 def inspect_table(data: Mapping[str, Any]) -> RenderableType:
     """What a file holds."""
-    return built_table(data) if "int8_coverage" in data else plain_table(data)
+    if "int8_coverage" in data:
+        return built_table(data)
+    if data["kind"] == "onnx":
+        return onnx_table(data)
+    return deployed_table(data) if data["kind"] == "deployment" else plain_table(data)

@@ -126,12 +126,17 @@ def in_order(prefix: dict[str, np.ndarray]) -> tuple[np.ndarray, ...]:
 
 def _read_prefix(folder: Path) -> tuple[np.ndarray, ...]:
     """Returns the prefix that `build` wrote, in the order of the graph's past inputs, or nothing."""
+    return in_order(read_prefix_arrays(folder))
+
+
+def read_prefix_arrays(folder: Path) -> dict[str, np.ndarray]:
+    """Returns the prefix that `build` wrote beside a graph with a shared cache, by `prefix.{layer}.key/value`."""
     path = folder / PREFIX_NAME
     if not path.exists():
-        return ()
+        return {}
     from safetensors.numpy import load_file
 
-    return in_order(load_file(path))
+    return load_file(path)
 
 
 def _refuse_gpu_options(options: BuildOptions) -> None:
