@@ -88,6 +88,7 @@ def evaluate(
     tasks_dir: str | Path | None = None,
     limit: int | None = None,
     num_fewshot: int | None = None,
+    provider: str = "cpu",
 ) -> EvalResult:
     """Measures perplexity: the text tokenised once, consecutive windows, every token predicted; and scores on tasks.
 
@@ -101,12 +102,13 @@ def evaluate(
         tasks_dir: Folder of own tasks and of local data for known ones.
         limit: Questions per task; None = all.
         num_fewshot: Examples in front of each question; None = as the task says.
+        provider: Where ONNX Runtime runs an .onnx.
 
     Raises:
         SpikeExportError: The subject, the text or a task cannot be used; the message says why.
     """
     if not isinstance(subject, CausalRunner):
-        with open_subject(subject) as runner:
+        with open_subject(subject, provider=provider) as runner:
             return evaluate(
                 runner,
                 text,

@@ -13,6 +13,7 @@ from spikeexport.calibration.foundation.records import read_json
 from spikeexport.calibration.records.plan import Plan, Prefix
 from spikeexport.calibration.records.profile import Profile
 from spikeexport.deploy.deploy import RECORD_NAME, Deployment, describe_deployment
+from spikeexport.kv_decision import storage_of
 
 if TYPE_CHECKING:
     from spikeexport.graphs.reading import PortableModel
@@ -95,6 +96,7 @@ def describe_onnx(portable: PortableModel) -> dict[str, Any]:
         "excluded_why": {item.linear: f"{item.precision}: {item.why}" for item in plan.excluded} if plan else {},
         "alpha": plan.alpha if plan else None,
         "prefix": _prefix(portable.prefix),
+        "kv": storage_of(plan) if plan else None,
         "opset": model.opset_imports.get(""),
         "nodes": len(model.graph),
         "size_bytes": _onnx_bytes(portable),

@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 from spikeexport.calibration.foundation.errors import UsageError
 from spikeexport.cli.answer import Answer
-from spikeexport.cli.parameters import Seqlen, Subject, Text
+from spikeexport.cli.parameters import Provider, ProviderName, Seqlen, Subject, Text
 
 
 def run(
@@ -45,6 +45,7 @@ def run(
         int | None,
         typer.Option("--num-fewshot", metavar="N", min=0, help="Examples per question.  [default: the task's own]"),
     ] = None,
+    provider: Provider = ProviderName.cpu,
 ) -> Answer:
     """Measure perplexity on a text, or scores on tasks."""
     from spikeexport.cli.tables import eval_table
@@ -63,5 +64,6 @@ def run(
         tasks_dir=tasks_dir,
         limit=limit,
         num_fewshot=num_fewshot,
+        provider=provider.value,
     ).to_json()
     return Answer(data, eval_table(data))

@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 from spikeexport.cli.answer import Answer, Stdout
-from spikeexport.cli.parameters import Subject
+from spikeexport.cli.parameters import Provider, ProviderName, Subject
 from spikeexport.defaults import MAX_NEW_TOKENS
 
 
@@ -21,6 +21,7 @@ def run(
         float, typer.Option("--temperature", metavar="T", min=0.0, help="0 takes the best token, more samples.")
     ] = 0.0,
     seed: Annotated[int, typer.Option("--seed", metavar="S", help="Seed of the sampling.")] = 0,
+    provider: Provider = ProviderName.cpu,
     chat: Annotated[bool, typer.Option("--chat", help="Take the prompt as a chat message.")] = False,
 ) -> Answer:
     """Continue a prompt, streaming the text."""
@@ -35,6 +36,7 @@ def run(
         temperature=temperature,
         seed=seed,
         chat=chat,
+        provider=provider.value,
         on_text=stdout.write,
     )
     return Answer(result.to_json(), "")

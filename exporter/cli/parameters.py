@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from enum import Enum
 from pathlib import Path
 from typing import Annotated
 
@@ -40,6 +41,20 @@ Text = Annotated[
 Seqlen = Annotated[
     int | None,
     typer.Option("--seqlen", metavar="L", min=2, help=f"Tokens per window.  [default: {SEQLEN}]", show_default=False),
+]
+
+
+class ProviderName(str, Enum):
+    """Where ONNX Runtime runs an .onnx file."""
+
+    cpu = "cpu"
+    cuda = "cuda"
+    tensorrt = "tensorrt"
+    nvtensorrtrtx = "nvtensorrtrtx"
+
+
+Provider = Annotated[
+    ProviderName, typer.Option("--provider", help="Where ONNX Runtime runs an .onnx; an error where it cannot.")
 ]
 Html = Annotated[Path | None, typer.Option("--html", metavar="FILE", help="Also write a report to read.")]
 

@@ -15,7 +15,7 @@ from spikeexport.runners.assets import Assets
 from spikeexport.runners.base import CausalRunner
 from spikeexport.runners.ort_session import SessionSettings, import_onnxruntime, open_session
 
-_NUMPY = {"tensor(float)": np.float32, "tensor(float16)": np.float16}
+_NUMPY = {"tensor(float)": np.float32, "tensor(float16)": np.float16, "tensor(int8)": np.int8}
 
 
 @dataclass(frozen=True)
@@ -146,7 +146,7 @@ def open_onnx_runner(path: Path, *, settings: SessionSettings | None = None) -> 
 
     portable = read_portable(path)
     assets = Assets(assets_folder(path), portable.prefix.ids if portable.prefix is not None else ())
-    if not any(value.dtype == ir.DataType.BFLOAT16 for value in portable.model.graph.inputs):
+    if not any(value.dtype == ir.DataType.BFLOAT16 for value in portable.model.graph.outputs):
         # Without Q/DQ there is nothing that fusing could round otherwise.
         return OnnxRunner(path, assets, settings, "all" if portable.plan.weights == "fp" else "basic")
     warn(f"{path.name} is BF16, which a CPU does not compute: it runs in FP32 with the same weights.")

@@ -10,6 +10,7 @@ from typing import Any, Literal
 import numpy as np
 from spikeexport.calibration.foundation.errors import BackendError, one_line
 from spikeexport.runners.cpu import physical_cores, u8s8_saturates
+from spikeexport.runners.ort_provider import CPU, provider_list, require_provider
 
 
 @dataclass(frozen=True)
@@ -20,6 +21,7 @@ class SessionSettings:
         threads: Threads of one operator; None = the physical cores that this process may use.
         spinning: Whether idle threads wait actively; off costs 1.4 x in decode and saves power.
         prepacking: Whether weights are re-laid for the kernels when loading; off costs 3 x prefill and 14 x decode.
+        provider: Where operators run: a key of `PROVIDERS`.
         precise_int8: Whether u8 x s8 products avoid 16-bit sums; None = only on CPUs where those can saturate.
         initializers: Values in place of the file's, by the initializer's name.
     """
@@ -29,12 +31,13 @@ class SessionSettings:
     prepacking: bool = True
     precise_int8: bool | None = None
     initializers: Mapping[str, np.ndarray] = field(default_factory=dict)
+    provider: str = CPU
 
 
 def open_session(
     model: Path, settings: SessionSettings, optimization: Literal["basic", "all"], optimized_to: Path | None = None
 ) -> Any:
-    """Opens a session on the CPU.
+    """Opens a session on the provider that `settings` name, and makes sure that it runs there.
 
     Args:
         model: The .onnx file.
@@ -43,7 +46,8 @@ def open_session(
         optimized_to: Where to write the graph that ONNX Runtime really runs, or None.
 
     Raises:
-        BackendError: ONNX Runtime is not installed, or refuses the file.
+        BackendError: ONNX Runtime is not installed, refuses the file, or cannot run it on that provider.
+        UsageError: An unknown provider.
     """
     onnxruntime = import_onnxruntime()
     options = onnxruntime.SessionOptions()
@@ -63,10 +67,13 @@ def open_session(
     values = {name: onnxruntime.OrtValue.ortvalue_from_numpy(value) for name, value in settings.initializers.items()}
     for name, value in values.items():
         options.add_initializer(name, value)
+    providers = provider_list(onnxruntime, settings.provider)
     try:
-        return onnxruntime.InferenceSession(str(model), options, providers=["CPUExecutionProvider"])
+        session = onnxruntime.InferenceSession(str(model), options, providers=providers)
     except Exception as error:  # ONNX Runtime's own exception types share no base class.
         raise BackendError(f"ONNX Runtime cannot load {model}: {one_line(error)}; write it again.") from error
+    require_provider(session, settings.provider, model.name)
+    return session
 
 
 def import_onnxruntime() -> Any:

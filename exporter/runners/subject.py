@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
 
 from spikeexport.backends.manifest import MANIFEST_NAME, load_manifest
-from spikeexport.calibration.foundation.errors import SpikeExportError
+from spikeexport.calibration.foundation.errors import SpikeExportError, UsageError
 from spikeexport.runners.base import CausalRunner
+from spikeexport.runners.ort_provider import CPU
+from spikeexport.runners.ort_session import SessionSettings
 
 SubjectKind = Literal["model", "fakequant", "onnx", "built"]
 
@@ -44,17 +47,23 @@ def built_folder(subject: str | Path) -> Path:
     return path.parent if path.name == MANIFEST_NAME else path
 
 
-def open_subject(subject: str | Path, **options: Any) -> CausalRunner:
+def open_subject(subject: str | Path, *, provider: str = CPU, **options: Any) -> CausalRunner:
     """Opens any SUBJECT as a runner.
 
     Args:
         subject: A MODEL (folder, hub id, .gguf), MODEL@RECIPE, an .onnx file or a built folder.
+        provider: Where ONNX Runtime runs an .onnx file; other subjects have their own place.
         **options: Passed on to the runner of that kind.
 
     Raises:
+        UsageError: A provider for something else than an .onnx file.
         SpikeExportError: The subject is missing or damaged, or cannot run on this machine; the message says why.
     """
     kind = subject_kind(subject)
+    if provider != CPU:
+        if kind != "onnx":
+            raise UsageError(f"--provider {provider} belongs to an .onnx that `export` wrote, {subject} is none.")
+        options["settings"] = replace(options.get("settings") or SessionSettings(), provider=provider)
     if kind == "onnx":
         from spikeexport.runners.onnx_runner import open_onnx_runner
 

@@ -12,6 +12,7 @@ from spikeexport.backends.tensorrt.request import BuildRequest
 from spikeexport.backends.tensorrt.subprocess_build import build_in_subprocess
 from spikeexport.build import build
 from spikeexport.calibration.foundation.errors import BackendError, CheckFailed, UsageError
+from spikeexport.graphs.passes.quantize_kv_cache import QuantizeKvCache
 from spikeexport.graphs.saving import save_model
 from spikeexport.inspect import inspect
 from spikeexport.runners import open_subject
@@ -163,6 +164,18 @@ def test_other_types_build_too_and_unfused_attention_is_said(tiny_llama_folder, 
     assert (truth.attention_fused, truth.attention_layers) == (fused, 3)
     assert len(truth.attention_unfused) == 3 - fused
     assert all("in FP32 (export with --dtype" in truth.attention_why[name] for name in truth.attention_unfused)
+
+
+def test_int8_cache_costs_no_kernel_and_keeps_attention_whole(tiny_llama_folder, tmp_path, built):
+    model = portable_graph(tiny_llama_folder)
+    QuantizeKvCache({f"kv.{i}.{kind}": np.full((2, 16), 0.02) for i in range(3) for kind in ("key", "value")})(model)
+    save_model(model, tmp_path / "kv.onnx")
+    assert inspect(tmp_path / "kv.onnx")["findings"] == []
+    manifest = build(tmp_path / "kv.onnx", **RTX).manifest
+    assert (manifest.truth.int8_coverage, manifest.truth.attention_fused) == (1.0, 3)
+    assert manifest.truth.kernels == built.manifest.truth.kernels
+    caches = [tensor for tensor in manifest.signature.inputs if tensor.name.startswith("past_key_values.")]
+    assert {tensor.dtype for tensor in caches} == {"int8"}
 
 
 def test_unknown_target_is_a_usage_error_with_the_choice(onnx, tmp_path):
