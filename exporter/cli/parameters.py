@@ -37,6 +37,20 @@ Seqlen = Annotated[
     int | None,
     typer.Option("--seqlen", metavar="L", min=2, help=f"Tokens per window.  [default: {SEQLEN}]", show_default=False),
 ]
+Threads = Annotated[
+    int | None,
+    typer.Option("--threads", metavar="N", min=1, help="CPU threads.  [default: physical cores]", show_default=False),
+]
+Spinning = Annotated[
+    bool, typer.Option("--spinning/--no-spinning", help="ONNX Runtime: idle threads wait actively; off saves power.")
+]
+Prepacking = Annotated[
+    bool, typer.Option("--prepacking/--no-prepacking", help="ONNX Runtime: re-lay weights when loading.")
+]
+Chunk = Annotated[
+    int | None,
+    typer.Option("--chunk", metavar="N", min=1, help="ONNX Runtime builds: most prompt tokens of one step."),
+]
 Html = Annotated[Path | None, typer.Option("--html", metavar="FILE", help="Also write a report to read.")]
 
 

@@ -29,6 +29,7 @@ class OnnxRuntimeBackend(Backend):
     """Lowers to u8 x s8 integer products, GroupQueryAttention and fused norms, in FP32 otherwise."""
 
     name: ClassVar[str] = "onnxruntime"
+    lowers: ClassVar[bool] = True
 
     def why_unavailable(self) -> str | None:
         """Says what is missing to build here; see `Backend.why_unavailable`."""
@@ -40,19 +41,16 @@ class OnnxRuntimeBackend(Backend):
             return str(error)
         return None
 
-    def build(
-        self, portable: PortableModel, folder: Path, options: BuildOptions, *, without: tuple[str, ...] = ()
-    ) -> Compiled:
+    def build(self, portable: PortableModel, folder: Path, options: BuildOptions) -> Compiled:
         """Lowers `portable` into `folder`; see `Backend.build`.
 
         Args:
             portable: The exported graph; it is read anew and stays as it is.
             folder: Where to write.
             options: Batch and sequence limits are met by any size; GPU options are refused.
-            without: Lowering passes to leave out.
 
         Raises:
-            UsageError: GPU options, or an unknown pass in `without`.
+            UsageError: GPU options, or an unknown pass in `options.without`.
         """
         import onnx_ir as ir
         from spikeexport.backends.onnxruntime.phases import phase_words
@@ -65,13 +63,13 @@ class OnnxRuntimeBackend(Backend):
         model = ir.load(portable.path)
         layers = sum(node.op_type == "Attention" for node in model.graph)
         prefix = prefix_arrays(model.graph)
-        reports = lower(model, without)
+        reports = lower(model, options.without)
         shared = any(value.name == "seqlens_k" for value in model.graph.inputs)
         if shared and prefix:
             from safetensors.numpy import save
 
             (folder / PREFIX_NAME).write_bytes(save(prefix))
-        forms = write_forms(model, folder / MODEL_NAME, (DECODE_NAME, HEAD_NAME), without)
+        forms = write_forms(model, folder / MODEL_NAME, (DECODE_NAME, HEAD_NAME), options.without)
         reports = (*reports, *forms.reports)
         for report in reports:
             _say_report(report)
