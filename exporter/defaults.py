@@ -26,5 +26,8 @@ BENCH_PREFILL = 128
 BENCH_DECODE = 32
 """Steps behind the prompt that `bench` measures."""
 
+BENCH_ROUNDS = 7
+"""Measured rounds of `bench`."""
+
 MIN_INT8_COVERAGE = 0.95
 """Least share of the planned linears that `build` wants to be INT8."""

@@ -53,8 +53,8 @@ class FakeQuantRunner(TorchRunner):
         depth = len(self.prefix_ids)
         full = torch.from_numpy(np.concatenate([np.ones((len(ids), depth), np.int64), mask], axis=1))
         positions = (full.cumsum(-1) - 1).clamp(min=0)[:, depth:]
-        logits, past = self._forward(ids, full, positions, self._prefix_cache(len(ids)), last_only)
-        return logits, TorchCache(past, full)
+        past = self._prefix_cache(len(ids))
+        return self._forward(ids, full, positions, past, last_only), TorchCache(past, full)
 
     def close(self) -> None:
         """Ends the quantisation and drops the model."""

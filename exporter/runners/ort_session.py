@@ -12,6 +12,11 @@ from spikeexport.calibration.foundation.errors import BackendError, one_line
 from spikeexport.runners.cpu import physical_cores, u8s8_saturates
 from spikeexport.runners.ort_provider import CPU, provider_list, require_provider
 
+_WEIGHT_ONLY = {
+    "session.qdq_matmulnbits_accuracy_level": "4",
+    "session.qdq_matmulnbits_block_size": "64",
+}
+
 
 @dataclass(frozen=True)
 class SessionSettings:
@@ -35,7 +40,12 @@ class SessionSettings:
 
 
 def open_session(
-    model: Path, settings: SessionSettings, optimization: Literal["basic", "all"], optimized_to: Path | None = None
+    model: Path,
+    settings: SessionSettings,
+    optimization: Literal["basic", "all"],
+    optimized_to: Path | None = None,
+    *,
+    weight_only: bool = False,
 ) -> Any:
     """Opens a session on the provider that `settings` name, and makes sure that it runs there.
 
@@ -44,6 +54,7 @@ def open_session(
         settings: Threads and the like.
         optimization: "basic" leaves Q/DQ as they are (exact in floating point); "all" fuses.
         optimized_to: Where to write the graph that ONNX Runtime really runs, or None.
+        weight_only: Whether DequantizeLinear + MatMul becomes MatMulNBits (ONNX Runtime 1.32 and later).
 
     Raises:
         BackendError: ONNX Runtime is not installed, refuses the file, or cannot run it on that provider.
@@ -55,7 +66,7 @@ def open_session(
     options.intra_op_num_threads = settings.threads or physical_cores()
     level = onnxruntime.GraphOptimizationLevel
     options.graph_optimization_level = level.ORT_ENABLE_ALL if optimization == "all" else level.ORT_ENABLE_BASIC
-    for key, value in _entries(settings).items():
+    for key, value in {**_entries(settings), **(_WEIGHT_ONLY if weight_only else {})}.items():
         options.add_session_config_entry(key, value)
     if optimized_to is not None:
         options.optimized_model_filepath = str(optimized_to)
