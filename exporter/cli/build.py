@@ -44,6 +44,10 @@ def run(
     workspace: Annotated[
         int | None, typer.Option("--workspace", metavar="MIB", min=1, help="Most scratch memory of one kernel.")
     ] = None,
+    without: Annotated[
+        list[str] | None,
+        typer.Option("--without", metavar="PASS", help="onnxruntime: leave a lowering pass out. Repeatable."),
+    ] = None,
     timing_cache: Annotated[
         Path | None, typer.Option("--timing-cache", metavar="FILE", help="Kernel timings to read and extend.")
     ] = None,
@@ -62,6 +66,7 @@ def run(
         min_int8_coverage=min_int8_coverage,
         timing_cache=timing_cache,
         workspace_bytes=workspace << 20 if workspace is not None else None,
+        without=tuple(without or ()),
         **limits,
     )
     data = result.to_json()

@@ -86,15 +86,36 @@ def prefix_text(prefix: Mapping[str, Any] | None) -> str:
 
 
 def eval_table(data: Mapping[str, Any]) -> RenderableType:
-    """Perplexity with its interval."""
-    low, high = data["perplexity_interval"]
-    return facts_table(
-        [
+    """Perplexity with its interval, and the tasks' scores with their standard errors."""
+    parts: list[RenderableType] = []
+    if data["perplexity"] is not None:
+        low, high = data["perplexity_interval"]
+        rows = [
             ("perplexity", f"{data['perplexity']:.3f}   (95 % interval over windows {low:.2f} to {high:.2f})"),
             ("tokens", f"{data['tokens']} in {data['windows']} windows of {data['seqlen']}"),
             ("speed", f"{data['tokens_per_s']:.0f} tokens/s"),
         ]
-    )
+        parts.append(facts_table(rows))
+    if "tasks" in data:
+        scores = rows_table(
+            ("task", "metric", "value", "± standard error", "questions"), _score_rows(data), words=(0, 1)
+        )
+        parts += [scores, Text(f"lm-eval {data['lm_eval']}, {data['task_seconds']:.0f} s", style="dim")]
+    return Group(*parts)
+
+
+def _score_rows(data: Mapping[str, Any]) -> Iterable[tuple[object, ...]]:
+    for name, metrics in data["tasks"].items():
+        for metric, value in metrics.items():
+            if not metric.endswith("_stderr"):
+                error = metrics.get(f"{metric}_stderr")
+                yield (
+                    name,
+                    metric,
+                    f"{value:.4f}",
+                    "" if error is None else f"{error:.4f}",
+                    data["task_samples"].get(name, ""),
+                )
 
 
 def compare_table(data: Mapping[str, Any], html: Path | None) -> RenderableType:
@@ -109,6 +130,7 @@ def compare_table(data: Mapping[str, Any], html: Path | None) -> RenderableType:
             ("KL divergence", f"{data['kl_divergence']:.4f} nats"),
             ("top-1 / top-5", f"{data['top1_agreement']:.1%} / {data['top5_agreement']:.1%}"),
             ("logits", f"cosine {logits['cosine']:.5f}, SNR {logits['snr_db']:.1f} dB, max {logits['max_abs']:.3g}"),
+            ("noise floor", _noise_text(data["noise"])),
             ("first bad layer", data["first_bad_layer"]),
             ("report", html),
         ],
@@ -119,6 +141,15 @@ def compare_table(data: Mapping[str, Any], html: Path | None) -> RenderableType:
     worst = sorted(data["layers"], key=lambda layer: layer["snr_db"])[:_TOP]
     rows = [(layer["name"], f"{layer['snr_db']:.1f}", f"{layer['cosine']:.4f}") for layer in worst]
     return Group(figures, rows_table(("layer", "SNR dB", "cosine"), rows, "Largest error by layer"))
+
+
+def _noise_text(noise: Mapping[str, Any] | None) -> str | None:
+    if noise is None:
+        return None
+    return (
+        f"KL {noise['kl_divergence']:.4f} nats, perplexity ratio {noise['perplexity_ratio']:.4f}, "
+        f"top-1 {noise['top1_agreement']:.1%} (itself, perturbed by {noise['relative']:g})"
+    )
 
 
 def plain_table(data: Mapping[str, Any]) -> RenderableType:

@@ -12,7 +12,7 @@ from spikeexport.backends.tensorrt.probe import describe_exit
 from spikeexport.calibration.foundation.errors import BackendError, one_line
 from spikeexport.calibration.foundation.progress import warn
 from spikeexport.deploy.genai import SCRIPT_NAME
-from spikeexport.deploy.source import Source
+from spikeexport.deploy.source import Source, open_as_deployed
 
 _PROMPT = "Once upon a time there was"
 _TOKENS = 8
@@ -58,4 +58,5 @@ def _with_genai(folder: Path) -> list[int]:
 def _with_runner(source: Source) -> list[int]:
     from spikeexport.generate import generate
 
-    return list(generate(source.path, _PROMPT, max_new_tokens=_TOKENS).ids)
+    with open_as_deployed(source) as runner:
+        return list(generate(runner, _PROMPT, max_new_tokens=_TOKENS).ids)

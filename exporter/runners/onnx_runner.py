@@ -5,15 +5,17 @@ from __future__ import annotations
 import tempfile
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
-import onnx_ir as ir
 from spikeexport.calibration.foundation.errors import GraphError, SpikeExportError
 from spikeexport.calibration.foundation.progress import warn
 from spikeexport.runners.assets import Assets
 from spikeexport.runners.base import CausalRunner
 from spikeexport.runners.ort_session import SessionSettings, import_onnxruntime, open_session
+
+if TYPE_CHECKING:
+    import onnx_ir as ir
 
 _NUMPY = {"tensor(float)": np.float32, "tensor(float16)": np.float16, "tensor(int8)": np.int8}
 
@@ -142,6 +144,7 @@ def open_onnx_runner(path: Path, *, settings: SessionSettings | None = None) -> 
     Raises:
         SpikeExportError: The file, its data or its assets are missing or damaged.
     """
+    import onnx_ir as ir
     from spikeexport.graphs.reading import read_portable
 
     portable = read_portable(path)

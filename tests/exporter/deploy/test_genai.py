@@ -9,8 +9,8 @@ import sys
 import pytest
 from spikeexport.backends.manifest import MANIFEST_NAME, EngineManifest
 from spikeexport.calibration.foundation.errors import BackendError, UsageError
-from spikeexport.deploy import source as source_module
 from spikeexport.deploy.deploy import deploy
+from spikeexport.deploy.source import open_as_deployed, open_source
 from spikeexport.generate import generate
 from spikeexport.graphs.onnxruntime.usual_signature import UsualSignature
 from spikeexport.inspect import inspect
@@ -29,7 +29,8 @@ def generated(folder, prompt=PROMPT, *arguments) -> str:
 def test_same_tokens_as_our_own_runner(written, tmp_path, kind):
     subject = written.subject(kind)
     result = deploy(subject, tmp_path / "out", layout="genai")
-    expected = list(generate(subject, PROMPT, max_new_tokens=TOKENS).ids)
+    with open_as_deployed(open_source(subject)) as runner:
+        expected = list(generate(runner, PROMPT, max_new_tokens=TOKENS).ids)
     assert len(set(expected)) > 3
     assert json.loads(generated(tmp_path / "out", PROMPT, "--ids")) == expected
     assert result.deployment.checked == 8
@@ -96,7 +97,7 @@ print(json.dumps([list(row) for row in zip(*rows)]))
 
 
 def test_an_engine_is_refused_with_the_way_out(written, tmp_path):
-    engine = source_module.open_source(written.built).path
+    engine = open_source(written.built).path
     manifest = json.loads((engine / MANIFEST_NAME).read_text())
     copy = tmp_path / "engine"
     copy.mkdir()
@@ -116,5 +117,6 @@ def test_real_model_generates_the_same_text(smollm2_gguf, tmp_path):
     built = build(onnx, backend="onnxruntime").path
     deploy(built, tmp_path / "out", layout="genai")
     prompt = "The three primary colours are"
-    expected = generate(built, prompt, max_new_tokens=TOKENS)
+    with open_as_deployed(open_source(built)) as runner:
+        expected = generate(runner, prompt, max_new_tokens=TOKENS)
     assert generated(tmp_path / "out", prompt).rstrip("\n") == expected.text.rstrip("\n")
