@@ -86,7 +86,6 @@ class FakeQuantizer:
             keep_weights: Linears whose weight stays floating point too.
         """
         modules = {linear: self._model.get_submodule(linear) for linear in self._structure.linears}
-        originals = {linear: module.forward for linear, module in modules.items()}
         try:
             for site in self._structure.sites:
                 quantize = self._quantize_input(scales[site.name]) if site.name in scales else _identity
@@ -95,8 +94,9 @@ class FakeQuantizer:
                         modules[linear].forward = self._forward(linear, modules[linear], quantize)
             yield
         finally:
-            for linear, module in modules.items():
-                if module.forward is not originals[linear]:
+            for module in modules.values():
+                # Linears of `keep_weights` were never given a forward of their own.
+                if "forward" in vars(module):
                     del module.forward
 
     def _quantize_input(self, scale: float | None):

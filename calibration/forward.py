@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from spikeexport.calibration.cache_argument import with_cache
 from torch import nn
 
 KeyValues = list[tuple[torch.Tensor, torch.Tensor]]
@@ -46,7 +47,7 @@ def prefix_key_values(model: nn.Module, prefix: Sequence[int]) -> KeyValues:
     from transformers import DynamicCache
 
     cache = DynamicCache()
-    model(input_ids=_ids([list(prefix)], model), past_key_values=cache, use_cache=True, logits_to_keep=1)
+    model(input_ids=_ids([list(prefix)], model), **with_cache(model, cache), use_cache=True, logits_to_keep=1)
     return [(layer.keys.clone(), layer.values.clone()) for layer in cache.layers]
 
 
@@ -101,7 +102,7 @@ def _past(key_values: KeyValues | None, batch: int, length: int, model: nn.Modul
         cache.update(key.expand(batch, -1, -1, -1), value.expand(batch, -1, -1, -1), layer)
     depth = key_values[0][0].shape[2]
     positions = torch.arange(depth, depth + length, device=next(model.parameters()).device)[None].expand(batch, -1)
-    return {"past_key_values": cache, "use_cache": True, "position_ids": positions}
+    return {**with_cache(model, cache), "use_cache": True, "position_ids": positions}
 
 
 def _ids(rows: Sequence | np.ndarray, model: nn.Module) -> torch.Tensor:

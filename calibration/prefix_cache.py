@@ -35,12 +35,27 @@ def prefix_arrays(
     from spikeexport.calibration.forward import prefix_key_values
 
     arrays = [(_float32(key), _float32(value)) for key, value in prefix_key_values(model, prefix)]
+    return divide_values(arrays, folds, tensors or {})
+
+
+def divide_values(arrays: PrefixArrays, folds: Sequence[Fold], tensors: PlanTensors) -> PrefixArrays:
+    """Returns the caches of an unfolded model as those of the folded one: a v -> o fold divides the values.
+
+    Args:
+        arrays: Per layer (key, value) with axes [.., kv_heads, .., head_dim], 4 in all.
+        folds: Folds to apply.
+        tensors: The folds' vectors.
+
+    Raises:
+        PlanError: A fold has another number of channels than the cache.
+    """
+    changed = list(arrays)
     for fold in folds:
         if fold.kind == "v_o":
             layer = _layer_of(fold.producer)
-            key, value = arrays[layer]
-            arrays[layer] = key, _divided(value, (tensors or {})[fold.scales], fold.producer)
-    return arrays
+            key, value = changed[layer]
+            changed[layer] = key, _divided(value, tensors[fold.scales], fold.producer)
+    return changed
 
 
 def _float32(tensor) -> np.ndarray:

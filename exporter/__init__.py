@@ -1,7 +1,7 @@
 """From a GLU-based language model on Hugging Face to an INT8 engine that is fast and still right.
 
-`profile`, `export`, `build`, `inspect`, `compare`, `evaluate` and `generate` do what the commands of the same names
-do; they are imported when they are first used, so that `import spikeexport` stays light.
+`profile`, `export`, `build`, `inspect`, `compare`, `evaluate`, `generate` and `deploy` do what the commands
+of the same names do; they are imported when they are first used, so that `import spikeexport` stays light.
 """
 
 from __future__ import annotations
@@ -14,17 +14,19 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from spikeexport.build import build
     from spikeexport.compare.compare import compare
+    from spikeexport.deploy.deploy import deploy
     from spikeexport.evaluate import evaluate
     from spikeexport.export import export
     from spikeexport.generate import generate
     from spikeexport.inspect import inspect
     from spikeexport.profile import profile
 
-__all__ = ["build", "compare", "evaluate", "export", "generate", "inspect", "profile"]
+__all__ = ["build", "compare", "deploy", "evaluate", "export", "generate", "inspect", "profile"]
 
 _HOMES = {
     "build": "spikeexport.build",
     "compare": "spikeexport.compare.compare",
+    "deploy": "spikeexport.deploy.deploy",
     "evaluate": "spikeexport.evaluate",
     "export": "spikeexport.export",
     "generate": "spikeexport.generate",

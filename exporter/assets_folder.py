@@ -14,7 +14,8 @@ from spikeexport.calibration.records.plan import Prefix
 if TYPE_CHECKING:
     from spikeexport.calibration.checkpoint import Checkpoint
 
-_COPIED = (
+ASSET_FILES = (
+    "generation_config.json",
     "config.json",
     "tokenizer.json",
     "tokenizer_config.json",
@@ -27,6 +28,8 @@ _COPIED = (
     "chat_template.jinja",
     "chat_template.json",
 )
+"""What lies beside a model, as far as its checkpoint has it."""
+
 _SAMPLE = "Well, it's 3 o'clock: the train is late.\n"
 _NO_BOS_IN_TEMPLATE = "{%- set bos_token = '' -%}"
 
@@ -53,7 +56,7 @@ def write_assets(checkpoint: Checkpoint, folder: Path, prefix: Prefix | None) ->
     from spikeexport.calibration.checkpoint import bos_id
 
     folder.mkdir()
-    for name in _COPIED:
+    for name in ASSET_FILES:
         if (checkpoint.folder / name).is_file():
             shutil.copyfile(checkpoint.folder / name, folder / name)
     if not (folder / "tokenizer.json").exists():
@@ -96,7 +99,10 @@ def without_leading_token(processor: dict[str, Any] | None, token: int) -> dict[
     if processor.get("type") != "TemplateProcessing":
         return processor
     known = processor.get("special_tokens", {})
-    return {**processor, **{key: _without_leading(processor[key], token, known) for key in ("single", "pair")}}
+    templates = {key: _without_leading(processor[key], token, known) for key in ("single", "pair")}
+    used = {piece["SpecialToken"]["id"] for pieces in templates.values() for piece in pieces if "SpecialToken" in piece}
+    # onnxruntime-genai adds every BOS that is mentioned here, used or not.
+    return {**processor, **templates, "special_tokens": {name: known[name] for name in known if name in used}}
 
 
 def _without_leading(template: list[dict[str, Any]], token: int, known: dict[str, Any]) -> list[dict[str, Any]]:

@@ -15,12 +15,10 @@ import numpy as np
 from spikeexport.bench_peers import open_bench_subject, subject_path
 from spikeexport.calibration.foundation.errors import UsageError
 from spikeexport.calibration.foundation.progress import progress_bar
-from spikeexport.defaults import BENCH_DECODE, BENCH_PREFILL
+from spikeexport.defaults import BENCH_DECODE, BENCH_PREFILL, BENCH_ROUNDS
 from spikeexport.runners.base import CausalRunner
 from spikeexport.runners.cpu import cpu_model, physical_cores
-
-ROUNDS = 7
-"""Measured rounds; one more goes before them to warm up."""
+from spikeexport.runners.run_options import DEFAULT_RUN, RunOptions
 
 _PAUSE_S = 0.05
 """Rest before each subject's turn: idle threads of the one before stop spinning meanwhile."""
@@ -119,8 +117,9 @@ def bench(
     prefill: int = BENCH_PREFILL,
     decode: int = BENCH_DECODE,
     batch: int = 1,
-    rounds: int = ROUNDS,
+    rounds: int = BENCH_ROUNDS,
     memory: bool = True,
+    options: RunOptions = DEFAULT_RUN,
 ) -> BenchResult:
     """Measures subjects in turns, so that what else the machine does meets them all alike.
 
@@ -135,6 +134,7 @@ def bench(
         batch: Sequences side by side.
         rounds: Rounds that count.
         memory: Whether to measure peak memory too, in one more process per subject.
+        options: Threads for all, and what else applies to all.
 
     Raises:
         UsageError: Numbers out of range, or a prompt that does not fit a subject.
@@ -146,7 +146,7 @@ def bench(
     if len(set(names)) < len(names):
         raise UsageError("A subject is named twice: name each once.")
     with contextlib.ExitStack() as stack:
-        turns = [_open(name, stack) for name in names]
+        turns = [_open(name, stack, options) for name in names]
         _require_room([turn.runner for turn in turns], prefill + decode, batch)
         ids = random_ids(min(turn.runner.vocab_size for turn in turns), batch, prefill)
         with progress_bar("Measuring", rounds + 1) as advance:
@@ -157,7 +157,7 @@ def bench(
     peaks = [_peak(name, prefill, decode, batch) if memory else None for name in names]
     subjects = tuple(_speed(turn, prefill, batch, peak) for turn, peak in zip(turns, peaks, strict=True))
     ratios = {turn.name: _ratio(turns[0], turn) for turn in turns[1:]}
-    return BenchResult(subjects, ratios, describe_machine(), prefill, decode, batch, rounds)
+    return BenchResult(subjects, ratios, describe_machine(options.threads), prefill, decode, batch, rounds)
 
 
 def random_ids(vocab_size: int, batch: int, width: int) -> np.ndarray:
@@ -165,13 +165,13 @@ def random_ids(vocab_size: int, batch: int, width: int) -> np.ndarray:
     return np.random.default_rng(0).integers(min(16, vocab_size - 1), vocab_size, (batch, width)).astype(np.int64)
 
 
-def describe_machine() -> dict[str, str | int]:
-    """Returns the processor, the threads that are used by default, and the versions of what computes."""
+def describe_machine(threads: int | None = None) -> dict[str, str | int]:
+    """Returns the processor, the threads that are used (None = by default), and the versions of what computes."""
     from importlib.metadata import PackageNotFoundError, version
 
     machine: dict[str, str | int] = {
         "cpu": cpu_model(),
-        "threads": physical_cores(),
+        "threads": threads or physical_cores(),
         "system": platform.platform(),
         "python": platform.python_version(),
     }
@@ -181,9 +181,9 @@ def describe_machine() -> dict[str, str | int]:
     return machine
 
 
-def _open(name: str, stack: contextlib.ExitStack) -> _Turns:
+def _open(name: str, stack: contextlib.ExitStack, options: RunOptions) -> _Turns:
     started = time.perf_counter()
-    runner = stack.enter_context(open_bench_subject(name))
+    runner = stack.enter_context(open_bench_subject(name, options))
     return _Turns(name, runner, time.perf_counter() - started)
 
 

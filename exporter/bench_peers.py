@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +10,7 @@ import numpy as np
 from spikeexport.calibration.foundation.errors import BackendError, UsageError
 from spikeexport.runners.base import CausalRunner
 from spikeexport.runners.cpu import physical_cores
+from spikeexport.runners.run_options import DEFAULT_RUN, RunOptions, open_configured
 
 LLAMA_CPP = "llama.cpp:"
 """`llama.cpp:FILE.gguf` names a GGUF file run by llama-cpp-python."""
@@ -17,7 +19,7 @@ GENAI = "genai:"
 """`genai:FOLDER` names a folder of onnxruntime-genai (with genai_config.json)."""
 
 
-def open_bench_subject(subject: str) -> CausalRunner:
+def open_bench_subject(subject: str, options: RunOptions = DEFAULT_RUN) -> CausalRunner:
     """Opens a SUBJECT, or a peer named `llama.cpp:FILE.gguf` or `genai:FOLDER`.
 
     Raises:
@@ -25,12 +27,10 @@ def open_bench_subject(subject: str) -> CausalRunner:
         SpikeExportError: The subject is missing, damaged or cannot run here.
     """
     if subject.startswith(LLAMA_CPP):
-        return LlamaCppRunner(Path(subject[len(LLAMA_CPP) :]))
+        return LlamaCppRunner(Path(subject[len(LLAMA_CPP) :]), options.threads)
     if subject.startswith(GENAI):
-        return GenaiRunner(Path(subject[len(GENAI) :]))
-    from spikeexport.runners.subject import open_subject
-
-    return open_subject(subject)
+        return GenaiRunner(Path(subject[len(GENAI) :]), options.threads)
+    return open_configured(subject, options)
 
 
 def subject_path(subject: str) -> Path:
@@ -72,8 +72,8 @@ class _PeerRunner(CausalRunner):
 class LlamaCppRunner(_PeerRunner):
     """A GGUF file in llama.cpp, through llama-cpp-python."""
 
-    def __init__(self, path: Path) -> None:
-        """Loads `path`.
+    def __init__(self, path: Path, threads: int | None = None) -> None:
+        """Loads `path`; None = as many threads as physical cores.
 
         Raises:
             BackendError: llama-cpp-python is not installed.
@@ -82,7 +82,7 @@ class LlamaCppRunner(_PeerRunner):
             from llama_cpp import Llama
         except ImportError as error:
             raise BackendError("llama-cpp-python is not installed: pip install llama-cpp-python.") from error
-        threads = physical_cores()
+        threads = threads or physical_cores()
         self._model = Llama(
             str(path), n_ctx=2048, n_batch=512, n_threads=threads, n_threads_batch=threads, verbose=False
         )
@@ -103,8 +103,8 @@ class LlamaCppRunner(_PeerRunner):
 class GenaiRunner(_PeerRunner):
     """A folder of onnxruntime-genai."""
 
-    def __init__(self, path: Path) -> None:
-        """Loads `path`.
+    def __init__(self, path: Path, threads: int | None = None) -> None:
+        """Loads `path`; None = as many threads as it takes by itself.
 
         Raises:
             BackendError: onnxruntime-genai is not installed.
@@ -115,6 +115,9 @@ class GenaiRunner(_PeerRunner):
             raise BackendError("onnxruntime-genai is not installed: pip install onnxruntime-genai.") from error
         self._genai = onnxruntime_genai
         self._config = onnxruntime_genai.Config(str(path))
+        if threads is not None:
+            options = {"model": {"decoder": {"session_options": {"intra_op_num_threads": threads}}}}
+            self._config.overlay(json.dumps(options))
         self._model = onnxruntime_genai.Model(self._config)
         self.name = path.name
         self.vocab_size = int(self._last_logits_of_one_token().shape[-1])

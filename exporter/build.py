@@ -53,6 +53,7 @@ def build(
     min_int8_coverage: float = MIN_INT8_COVERAGE,
     timing_cache: str | Path | None = None,
     workspace_bytes: int | None = None,
+    without: Sequence[str] = (),
 ) -> BuildResult:
     """Compiles `source` for one backend.
 
@@ -66,6 +67,7 @@ def build(
         min_int8_coverage: Least share of the planned linears that must really be INT8.
         timing_cache: File of kernel timings, read when it exists and written back.
         workspace_bytes: Most scratch memory of one kernel.
+        without: Lowering passes to leave out (onnxruntime).
 
     Raises:
         UsageError: Options that are out of range or contradict each other.
@@ -79,10 +81,13 @@ def build(
         max_seq=max_seq,
         timing_cache=Path(timing_cache) if timing_cache is not None else None,
         workspace_bytes=workspace_bytes,
+        without=tuple(without),
     )
     _check_ranges(options, min_int8_coverage)
     started = time.monotonic()
     engine_backend = open_backend(backend)
+    if options.without and not engine_backend.lowers:
+        raise UsageError(f"--without leaves lowering passes out, and {engine_backend.name} has none: leave it out.")
     reason = engine_backend.why_unavailable()
     if reason is not None:
         raise BackendError(reason)
@@ -176,4 +181,5 @@ def _manifest(portable: PortableModel, folder: Path, backend: Backend, compiled:
         truth=compiled.truth,
         target=compiled.target,
         versions={"spikeexport": version("spikeexport"), **compiled.versions},
+        signature=compiled.signature,
     )

@@ -11,6 +11,9 @@ WINDOWS = 16
 LAYER_WINDOWS = 2
 """Windows on which `compare` looks inside."""
 
+GENERATIONS = 3
+"""Windows whose beginnings `compare` has both subjects continue."""
+
 MAX_NEW_TOKENS = 128
 """Most tokens of a generation."""
 
@@ -22,6 +25,9 @@ BENCH_PREFILL = 128
 
 BENCH_DECODE = 32
 """Steps behind the prompt that `bench` measures."""
+
+BENCH_ROUNDS = 7
+"""Measured rounds of `bench`."""
 
 MIN_INT8_COVERAGE = 0.95
 """Least share of the planned linears that `build` wants to be INT8."""

@@ -12,6 +12,7 @@ from spikeexport.calibration.foundation.errors import UsageError
 from spikeexport.calibration.options import PlanOptions
 from spikeexport.calibration.records.plan import ExcludedPrecision, Plan, Prefix, save_plan
 from spikeexport.decide import decide, read_recipe, refuse_beside_recipe
+from spikeexport.kv_decision import KvStorage, add_int8_kv, refuse_other_kv, storage_of
 from spikeexport.peak_memory import high_water_mark
 
 if TYPE_CHECKING:
@@ -65,6 +66,7 @@ class ExportResult:
             "decisions": plan.decisions,
             "weights": plan.weights,
             "lm_head": self.lm_head,
+            "kv": storage_of(self.plan),
             "dtype": self.dtype,
             "parity": {"max_difference": self.parity.max_difference, "limit": self.parity.limit}
             if self.parity
@@ -90,6 +92,7 @@ def export(
     excluded_precision: ExcludedPrecision = "w8a16",
     weights: Literal["int8", "fp"] = "int8",
     lm_head: Literal["fp", "int8"] = "fp",
+    kv: KvStorage | None = None,
     dtype: Dtype = "fp16",
     recipe: str | Path | None = None,
     save_recipe: str | Path | None = None,
@@ -114,6 +117,7 @@ def export(
         excluded_precision: How excluded linears are stored and computed.
         weights: "fp" writes the plain decoder: no INT8, no folds, and a prefix only where `qfep` names one.
         lm_head: "int8" stores the output head as INT8 weights.
+        kv: "int8" stores the KV cache as INT8 with calibrated static scales; past and present are then int8.
         dtype: Floating-point type of the graph.
         recipe: A saved plan; takes the place of all decisions above.
         save_recipe: Where to save the plan.
@@ -145,6 +149,10 @@ def export(
         refuse_beside_recipe(options)
     checkpoint = open_checkpoint(model, trust_remote_code=trust_remote_code)
     plan, tensors = read_recipe(checkpoint, Path(recipe)) if recipe is not None else decide(checkpoint, options)
+    if recipe is not None:
+        refuse_other_kv(plan, kv)
+    elif kv == "int8":
+        plan, tensors = add_int8_kv(checkpoint, plan, tensors, options)
     if save_recipe is not None:
         save_plan(plan, tensors, Path(save_recipe))
     written = None if dry_run else write_portable(checkpoint, plan, tensors, output, dtype=dtype, lm_head=lm_head)

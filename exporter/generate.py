@@ -55,6 +55,7 @@ def generate(
     temperature: float = 0.0,
     seed: int = 0,
     chat: bool = False,
+    provider: str = "cpu",
     on_text: Callable[[str], None] | None = None,
 ) -> GenerateResult:
     """Continues `prompt` until the model ends or `max_new_tokens` are there.
@@ -66,6 +67,7 @@ def generate(
         temperature: 0 takes the best token, more samples.
         seed: Seed of the sampling.
         chat: Whether `prompt` is a user's message for the tokenizer's chat template.
+        provider: Where ONNX Runtime runs an .onnx.
         on_text: Called with each piece of text as it becomes known.
 
     Raises:
@@ -76,7 +78,7 @@ def generate(
     sampler = Sampler(temperature, seed)
     if isinstance(subject, CausalRunner):
         return _generate(subject, prompt, max_new_tokens, sampler, chat, on_text)
-    with open_subject(subject) as runner:
+    with open_subject(subject, provider=provider) as runner:
         return _generate(runner, prompt, max_new_tokens, sampler, chat, on_text)
 
 

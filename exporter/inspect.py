@@ -12,6 +12,8 @@ from spikeexport.calibration.foundation.errors import SpikeExportError
 from spikeexport.calibration.foundation.records import read_json
 from spikeexport.calibration.records.plan import Plan, Prefix
 from spikeexport.calibration.records.profile import Profile
+from spikeexport.deploy.deploy import RECORD_NAME, Deployment, describe_deployment
+from spikeexport.kv_decision import storage_of
 
 if TYPE_CHECKING:
     from spikeexport.graphs.reading import PortableModel
@@ -21,12 +23,15 @@ def inspect(file: str | Path) -> dict[str, Any]:
     """Describes a file as plain values; `kind` says what it is.
 
     Args:
-        file: A profile.json, a recipe, an .onnx from `export`, a built folder or its engine.json.
+        file: A profile.json, a recipe, an .onnx from `export`, a built or deployed folder, or its record.
 
     Raises:
         SpikeExportError: The file is missing, damaged or none of these.
     """
     path = Path(file)
+    if (path / RECORD_NAME).is_file() or path.name == RECORD_NAME:
+        record = path if path.name == RECORD_NAME else path / RECORD_NAME
+        return {**describe_deployment(Deployment.load(record)), "path": str(record.parent)}
     if path.is_dir() or path.name == MANIFEST_NAME:
         folder = path if path.is_dir() else path.parent
         if not (folder / MANIFEST_NAME).is_file():
@@ -59,6 +64,7 @@ def describe_engine(manifest: EngineManifest) -> dict[str, Any]:
         "attention_fused": truth.attention_fused,
         "attention_layers": truth.attention_layers,
         "attention_unfused": list(truth.attention_unfused),
+        "attention_why": truth.attention_why,
         "leftovers": {kind: leftover.model_dump() for kind, leftover in truth.leftovers.items()},
         "kernels": truth.kernels,
         "prefix": _prefix(manifest.prefix),
@@ -90,6 +96,7 @@ def describe_onnx(portable: PortableModel) -> dict[str, Any]:
         "excluded_why": {item.linear: f"{item.precision}: {item.why}" for item in plan.excluded} if plan else {},
         "alpha": plan.alpha if plan else None,
         "prefix": _prefix(portable.prefix),
+        "kv": storage_of(plan) if plan else None,
         "opset": model.opset_imports.get(""),
         "nodes": len(model.graph),
         "size_bytes": _onnx_bytes(portable),

@@ -62,7 +62,7 @@ def write_portable(
         SpikeExportError: The file system refused. Nothing is left under the final names.
     """
     graph, parity, prefix_logits = checked_graph(checkpoint, plan, tensors, dtype)
-    quantise(graph, plan, lm_head)
+    quantise(graph, plan, lm_head, tensors)
     data, assets = output.with_name(data_name(output.name)), output.with_name(assets_name(output.name))
     with staged_outputs(data, assets, output) as staging:
         write_assets(checkpoint, staging / assets.name, plan.prefix)

@@ -14,6 +14,7 @@ from spikeexport.graphs.passes.insert_activation_qdq import InsertActivationQdq
 from spikeexport.graphs.passes.keep_excluded import KeepExcluded
 from spikeexport.graphs.passes.linears import decoder_matmuls
 from spikeexport.graphs.passes.name_linears import NameLinears
+from spikeexport.graphs.passes.quantize_kv_cache import QuantizeKvCache
 from spikeexport.graphs.passes.quantize_lm_head import QuantizeLmHead
 from spikeexport.graphs.passes.quantize_weights import QuantizeWeights
 from spikeexport.graphs.passes.shift_positions import ShiftPositions
@@ -61,8 +62,16 @@ def build_unquantised(
     return model
 
 
-def quantise(model: ir.Model, plan: Plan, lm_head: Literal["fp", "int8"] = "fp") -> ir.Model:
+def quantise(
+    model: ir.Model, plan: Plan, lm_head: Literal["fp", "int8"] = "fp", tensors: PlanTensors | None = None
+) -> ir.Model:
     """Quantises the graph of `build_unquantised` in place as the plan says, and stamps it.
+
+    Args:
+        model: The graph.
+        plan: What was decided.
+        lm_head: "int8" stores the output head as INT8 weights.
+        tensors: The plan's vectors; an INT8 KV cache needs them.
 
     Raises:
         GraphError: Plan and graph do not match.
@@ -78,6 +87,8 @@ def quantise(model: ir.Model, plan: Plan, lm_head: Literal["fp", "int8"] = "fp")
             QuantizeWeights([*plan.quantized_linears, *weight_only]),
             KeepExcluded(plan.excluded),
         ]
+    if plan.kv_cache is not None:
+        passes.append(QuantizeKvCache(tensors or {}))
     if lm_head == "int8":
         passes.append(QuantizeLmHead())
     _run(model, *passes, StampMetadata(plan, linears))
@@ -93,7 +104,7 @@ def build_portable(
     lm_head: Literal["fp", "int8"] = "fp",
 ) -> ir.Model:
     """Builds the portable decoder; arguments and errors as for `build_unquantised` and `quantise`."""
-    return quantise(build_unquantised(checkpoint, plan, tensors, prefix_kv, dtype), plan, lm_head)
+    return quantise(build_unquantised(checkpoint, plan, tensors, prefix_kv, dtype), plan, lm_head, tensors)
 
 
 def decoder_linears(checkpoint: Checkpoint) -> tuple[str, ...]:

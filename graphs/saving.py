@@ -15,6 +15,7 @@ INLINE_BYTES = 1024
 
 _ALIGNMENT = 65536
 _ALIGN_FROM_BYTES = 65536
+_PAGE_BYTES = 4096
 
 
 def data_name(onnx_name: str) -> str:
@@ -39,6 +40,25 @@ def save_model(model: ir.Model, path: Path) -> None:
             external_data=data_name(path.name),
             size_threshold_bytes=INLINE_BYTES,
             alignment=_ALIGNMENT,
+            align_threshold=_ALIGN_FROM_BYTES,
+            callback=lambda tensor, info: advance(),
+        )
+
+
+def externalise(model: ir.Model, folder: Path, name: str) -> None:
+    """Writes the large tensors of `model` to `folder/name` and makes the model read them from there.
+
+    Raises:
+        OSError: The file system refused.
+        GraphError: A weight cannot be stored in the graph's type.
+    """
+    with progress_bar(f"Writing {name}", len(model.graph.initializers)) as advance, _own_errors():
+        ir.external_data.unload_from_model(
+            model,
+            folder,
+            name,
+            size_threshold_bytes=INLINE_BYTES,
+            alignment=_PAGE_BYTES,
             align_threshold=_ALIGN_FROM_BYTES,
             callback=lambda tensor, info: advance(),
         )

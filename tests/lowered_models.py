@@ -9,10 +9,12 @@ import numpy as np
 import onnx_ir as ir
 from spikeexport.calibration.checkpoint import open_checkpoint
 from spikeexport.calibration.records.plan import Plan, Prefix
+from spikeexport.graphs.onnxruntime.forms import write_forms
 from spikeexport.graphs.onnxruntime.lowering import PassReport, lower
 from spikeexport.graphs.portable import Dtype, build_unquantised, quantise
 from spikeexport.graphs.saving import save_model
 from spikeexport.runners.assets import Assets
+from spikeexport.runners.engine_graphs import DECODE_NAME, HEAD_NAME
 from spikeexport.runners.onnx_runner import OnnxRunner
 from spikeexport.runners.ort_engine_runner import EngineSettings, OrtEngineRunner
 from spikeexport.runners.ort_session import SessionSettings
@@ -95,11 +97,11 @@ def open_pair(folder: Path, work: Path, *, without: tuple[str, ...] = (), chunk:
         if name.startswith("prefix.") and name.endswith((".key", ".value"))
     )
     reports = lower(model, without)
-    save_model(model, work / "lowered.onnx")
+    forms = write_forms(model, work / "lowered.onnx", (DECODE_NAME, HEAD_NAME), without)
     return Pair(
         OnnxRunner(work / "portable.onnx", Assets(folder, ids), ONE_THREAD),
         OrtEngineRunner(work / "lowered.onnx", Assets(folder, ids), prefix, EngineSettings(ONE_THREAD, chunk)),
-        reports,
+        (*reports, *forms.reports),
     )
 
 

@@ -48,6 +48,7 @@ class Row:
         return self.name, ppl, size, prefill, decode, self.int8
 
 
+TABLE_WIDTH = 110
 HEADER = ("", "perplexity", "size", "prefill tok/s", "decode tok/s", "INT8 linears")
 
 
@@ -159,11 +160,11 @@ def _rows(
     portable = f"{len(exported.plan.quantized_linears)} of {exported.linears}"
     cpu, rtx, fp32 = (build.manifest for build in builds)
     return [
-        Row("original, FP32 (speed: its export in ONNX Runtime)", ppl["reference"], fp32.size_bytes, slow, "-"),
+        Row("original in FP32", ppl["reference"], fp32.size_bytes, slow, "-"),
         Row("plain static W8A8", scores[0].perplexity, None, None, f"{exported.linears} of {exported.linears}"),
-        Row("ours, portable .onnx", ppl["candidate"], exported.size_bytes, None, portable),
-        Row("ours, ONNX Runtime", scores[1].perplexity, cpu.size_bytes, fast, _int8(cpu)),
-        Row(f"ours, TensorRT-RTX for {_target(rtx)}", None, rtx.size_bytes, None, _int8(rtx)),
+        Row("portable .onnx", ppl["candidate"], exported.size_bytes, None, portable),
+        Row("built for ONNX Runtime", scores[1].perplexity, cpu.size_bytes, fast, _int8(cpu)),
+        Row(f"built for TensorRT-RTX {_target(rtx)}", None, rtx.size_bytes, None, _int8(rtx)),
     ]
 
 
@@ -182,7 +183,9 @@ def _show(table: tuple[tuple[str, ...], ...], seconds: float, report: Path) -> N
         shown.add_column(name, justify="left" if index == 0 else "right")
     for row in table[1:]:
         shown.add_row(*row)
-    Console().print(shown)
+    console = Console()
+    # A pipe has no width of its own; a terminal's is respected.
+    console.print(shown, width=None if console.is_terminal else TABLE_WIDTH)
     print(f"{seconds / 60:.1f} minutes. Report: {report.resolve()}")
 
 

@@ -14,11 +14,12 @@ from pathlib import Path
 from spikeexport.calibration.foundation.errors import SpikeExportError, one_line
 
 _CHUNK_BYTES = 1 << 22
+_SHORT_OF_SPACE_BYTES = 1 << 20
 
 
 def explain_os_error(error: OSError, target: Path) -> SpikeExportError:
     """Turns an operating-system error met while writing `target` into a sentence with a cure."""
-    if error.errno == errno.ENOSPC:
+    if _is_out_of_space(error, target):
         free_mb = _free_bytes(target) // 2**20
         return SpikeExportError(
             f"No space left while writing {target} ({free_mb} MB free there): nothing was written under that name; "
@@ -27,6 +28,13 @@ def explain_os_error(error: OSError, target: Path) -> SpikeExportError:
     return SpikeExportError(
         f"Cannot write {target}: {one_line(error.strerror or error)}; check the folder and its permissions."
     )
+
+
+def _is_out_of_space(error: OSError, target: Path) -> bool:
+    if error.errno is None:
+        # numpy's tofile reports a short write without the system's error number.
+        return _free_bytes(target) < _SHORT_OF_SPACE_BYTES
+    return error.errno in (errno.ENOSPC, errno.EDQUOT)
 
 
 def _free_bytes(target: Path) -> int:

@@ -91,6 +91,23 @@ class TradeOff(Record):
     perplexity: float
 
 
+class KvCachePlan(Record):
+    """An INT8 KV cache with static scales per head and channel, kept in the plan's tensors (`kv_scale_name`).
+
+    Attributes:
+        layers: Number of decoder layers.
+        calibration: Text whose caches gave the scales.
+    """
+
+    layers: int
+    calibration: CalibrationInfo
+
+
+def kv_scale_name(layer: int, kind: str) -> str:
+    """Returns the key of a layer's scales float32 [kv_heads, head_dim] in the tensors; `kind` is "key" or "value"."""
+    return f"kv.{layer}.{kind}"
+
+
 class Plan(Artifact):
     """Everything that export needs beside the checkpoint.
 
@@ -100,6 +117,7 @@ class Plan(Artifact):
         alpha: The ratio threshold that QFeM used, or None.
         weights: "int8" (per output channel, symmetric) or "fp" (nothing is quantised).
         trade_off: Excluded share against quality, as far as it was measured.
+        kv_cache: How the KV cache is stored; None = in the graph's floating-point type.
         decisions: Method and figures of each choice, for reports: plain words, never read by code.
     """
 
@@ -115,6 +133,7 @@ class Plan(Artifact):
     weights: Literal["int8", "fp"]
     decisions: dict[str, str]
     trade_off: tuple[TradeOff, ...] = ()
+    kv_cache: KvCachePlan | None = None
 
     @property
     def quantized_linears(self) -> tuple[str, ...]:
@@ -156,7 +175,7 @@ def load_plan(path: Path) -> tuple[Plan, PlanTensors]:
             not positive.
     """
     plan = Plan.load(path)
-    if not plan.folds:
+    if not plan.folds and plan.kv_cache is None:
         return plan, {}
     return plan, _load_tensors(plan, path.with_suffix(".safetensors"))
 
@@ -168,9 +187,7 @@ def _load_tensors(plan: Plan, path: Path) -> PlanTensors:
     try:
         tensors = load_file(path)
     except FileNotFoundError:
-        raise PlanError(
-            f"{path} is missing: the plan's folds keep their scales there; copy it beside the plan."
-        ) from None
+        raise PlanError(f"{path} is missing: the plan's scales are there; copy it beside the plan.") from None
     except (SafetensorError, OSError) as error:
         raise PlanError(f"{path} cannot be read ({error}): save the recipe again.") from error
     for fold in plan.folds:
@@ -179,4 +196,11 @@ def _load_tensors(plan: Plan, path: Path) -> PlanTensors:
             raise PlanError(f"{path}: {fold.scales} must be a float32 vector for the fold of {fold.producer}.")
         if not (np.isfinite(vector).all() and (vector > 0).all()):
             raise PlanError(f"{path}: {fold.scales} holds values that are not finite and > 0; save the recipe again.")
+    for layer in range(plan.kv_cache.layers if plan.kv_cache else 0):
+        for name in (kv_scale_name(layer, "key"), kv_scale_name(layer, "value")):
+            scale = tensors.get(name)
+            if scale is None or scale.ndim != 2 or not (np.isfinite(scale).all() and (scale > 0).all()):
+                raise PlanError(
+                    f"{path}: {name} must be finite scales > 0 [kv_heads, head_dim]; save the recipe again."
+                )
     return tensors

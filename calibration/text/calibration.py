@@ -20,9 +20,6 @@ if TYPE_CHECKING:
 SELF = "self"
 """The source that means: text sampled from the model itself."""
 
-_SAMPLED: dict[tuple[str, str, int, int, int], np.ndarray] = {}
-"""What this process has sampled: profiling and exporting the same model take the same text."""
-
 
 def calibration_windows(
     checkpoint: Checkpoint,
@@ -87,14 +84,11 @@ def _windows_of(
     checkpoint: Checkpoint, model: PreTrainedModel | None, source: str, samples: int, seqlen: int, seed: int
 ) -> np.ndarray:
     if source == SELF:
-        from spikeexport.calibration.text.self_sampling import sample_from_model
+        from spikeexport.calibration.text.sampled_text import sampled_text
 
         if model is None:
             raise CalibrationError("Calibration text `self` is sampled from the model, which isn't loaded here.")
-        key = (checkpoint.model_id.fingerprint, str(model.dtype), samples, seqlen, seed)
-        if key not in _SAMPLED:
-            _SAMPLED[key] = sample_from_model(checkpoint, model, samples, seqlen, seed)
-        return _SAMPLED[key].copy()
+        return sampled_text(checkpoint, model, samples, seqlen, seed)
     ids = tokenize(checkpoint.tokenizer(), join_documents(read_text(source)))
     if len(ids) < samples * seqlen:
         raise CalibrationError(

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
+from spikeexport.calibration.cache_argument import with_cache
 from spikeexport.calibration.checkpoint import Checkpoint, bos_id
 from spikeexport.calibration.foundation.errors import CalibrationError
 from spikeexport.calibration.foundation.progress import progress_bar
@@ -66,7 +67,7 @@ def _sample_batch(
     ids = torch.tensor([start] * batch)
     drawn = torch.empty(batch, seqlen, dtype=torch.int64)
     for step in range(seqlen):
-        logits = model(input_ids=ids, past_key_values=cache, use_cache=True, **last_only).logits[:, -1]
+        logits = model(input_ids=ids, **with_cache(model, cache), use_cache=True, **last_only).logits[:, -1]
         ids = _draw(logits.float(), numbers[:, step : step + 1], allowed)
         drawn[:, step] = ids[:, 0]
         advance()

@@ -24,6 +24,7 @@ class BuildOptions:
         max_seq: Most tokens behind the prefix, cache included; None = the model's limit, at most `DEFAULT_MAX_SEQ`.
         timing_cache: File of kernel timings, read when it exists and written back.
         workspace_bytes: Most scratch memory of one kernel; None = the backend's own limit.
+        without: Names of lowering passes to leave out, for a backend that `lowers`.
     """
 
     DEFAULT_MAX_SEQ: ClassVar[int] = 2048
@@ -33,6 +34,7 @@ class BuildOptions:
     max_seq: int | None = None
     timing_cache: Path | None = None
     workspace_bytes: int | None = None
+    without: tuple[str, ...] = ()
 
 
 class Backend(ABC):
@@ -40,9 +42,11 @@ class Backend(ABC):
 
     Attributes:
         name: The name in the registry and after `--backend`.
+        lowers: Whether it rewrites the graph by passes that can be left out.
     """
 
     name: ClassVar[str]
+    lowers: ClassVar[bool] = False
 
     @abstractmethod
     def why_unavailable(self) -> str | None:

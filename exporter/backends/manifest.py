@@ -52,6 +52,7 @@ class EngineTruth(Record):
         attention_fused: Number of decoder layers whose attention is one kernel.
         attention_layers: Number of decoder layers that have attention.
         attention_unfused: Module paths of the attentions that are not one kernel.
+        attention_why: Those of them whose reason is known -> the reason with its cure.
         leftovers: Kind of operation -> what is left of it.
         kernels: Kernels per run of each profile ("prefill", "decode"); empty where the backend does not say.
     """
@@ -62,6 +63,7 @@ class EngineTruth(Record):
     attention_fused: int = 0
     attention_layers: int = 0
     attention_unfused: tuple[str, ...] = ()
+    attention_why: dict[str, str] = Field(default_factory=dict)
     leftovers: dict[str, Leftover] = Field(default_factory=dict)
     kernels: dict[str, int] = Field(default_factory=dict)
 
@@ -76,6 +78,27 @@ class EngineTruth(Record):
         return self.int8 / len(self.planned) if self.planned else 1.0
 
 
+class TensorSpec(Record):
+    """An input or output.
+
+    Attributes:
+        name: Its name.
+        dtype: Element type: "fp32", "fp16", "bf16", "int8", "int32", "int64" or "bool".
+        shape: Its axes, -1 for dynamic ones.
+    """
+
+    name: str
+    dtype: str
+    shape: tuple[int, ...]
+
+
+class Signature(Record):
+    """The inputs and outputs of a model, in its own order."""
+
+    inputs: tuple[TensorSpec, ...]
+    outputs: tuple[TensorSpec, ...]
+
+
 class Compiled(Record):
     """What `Backend.build` hands back; `build` adds the provenance and writes the manifest.
 
@@ -83,11 +106,13 @@ class Compiled(Record):
         truth: What was really compiled.
         target: Where it runs, plain words and numbers: device, compute capabilities, batch and sequence limits.
         versions: Name -> version of the tools that loading depends on.
+        signature: Inputs and outputs of an engine, where no graph beside it says them.
     """
 
     truth: EngineTruth
     target: Target
     versions: dict[str, str]
+    signature: Signature | None = None
 
 
 class BuiltFile(Record):
@@ -117,6 +142,7 @@ class EngineManifest(Artifact):
         truth: What was really compiled.
         target: See `Compiled`.
         versions: See `Compiled`, and spikeexport's own.
+        signature: See `Compiled`.
     """
 
     KIND: ClassVar[str] = "engine"
@@ -132,6 +158,7 @@ class EngineManifest(Artifact):
     truth: EngineTruth
     target: Target
     versions: dict[str, str]
+    signature: Signature | None = None
 
     @property
     def size_bytes(self) -> int:

@@ -41,6 +41,10 @@ def run(
     min_int8_coverage: Annotated[
         float, typer.Option("--min-int8-coverage", metavar="SHARE", help="Fail when fewer planned linears are INT8.")
     ] = MIN_INT8_COVERAGE,
+    without: Annotated[
+        list[str] | None,
+        typer.Option("--without", metavar="PASS", help="onnxruntime: leave a lowering pass out. Repeatable."),
+    ] = None,
     timing_cache: Annotated[
         Path | None, typer.Option("--timing-cache", metavar="FILE", help="Kernel timings to read and extend.")
     ] = None,
@@ -58,6 +62,7 @@ def run(
         max_seq=max_seq,
         min_int8_coverage=min_int8_coverage,
         timing_cache=timing_cache,
+        without=tuple(without or ()),
         **limits,
     )
     data = result.to_json()

@@ -65,6 +65,9 @@ def _set_up_logging(quiet: bool, verbose: bool) -> None:
     set_verbosity(-1 if quiet else int(verbose))
     if not verbose:
         os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+    if quiet or not sys.stderr.isatty():
+        # Read when the libraries that draw such bars are imported, which is later.
+        os.environ.setdefault("TQDM_DISABLE", "1")
 
 
 def _run(run: Callable[[], Answer], stdout: Stdout, verbose: bool) -> int:

@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 from spikeexport.cli.answer import Answer
 from spikeexport.cli.parameters import Html, Seqlen, Text
-from spikeexport.defaults import WINDOWS
+from spikeexport.defaults import GENERATIONS, WINDOWS
 
 
 def run(
@@ -22,13 +22,49 @@ def run(
     layers: Annotated[
         bool, typer.Option("--layers/--no-layers", help="Also compare every linear and block (.onnx with a MODEL).")
     ] = True,
+    generations: Annotated[
+        int, typer.Option("--generations", metavar="N", min=0, help="Windows whose beginnings both continue greedily.")
+    ] = GENERATIONS,
+    noise: Annotated[
+        bool,
+        typer.Option(
+            "--noise", help="Measure the noise floor: the candidate again, perturbed by one part in a million."
+        ),
+    ] = False,
     html: Html = None,
+    markdown: Annotated[
+        Path | None, typer.Option("--markdown", metavar="FILE", help="Also write the report as Markdown.")
+    ] = None,
     profile: Annotated[
         Path | None, typer.Option("--profile", metavar="FILE", help="Show this profile of the original in the report.")
     ] = None,
     engine: Annotated[
         list[Path] | None,
         typer.Option("--engine", metavar="DIR", help="Show what this built folder holds in the report. Repeatable."),
+    ] = None,
+    save_outputs: Annotated[
+        Path | None,
+        typer.Option(
+            "--save-outputs",
+            metavar="PATH",
+            help="Save both sides' logits for `polygraphy run --load-outputs`: FILE.json, or a folder.",
+        ),
+    ] = None,
+    save_inputs: Annotated[
+        Path | None,
+        typer.Option(
+            "--save-inputs",
+            metavar="FILE",
+            help="Save the windows for `polygraphy run --load-inputs` (.onnx candidate).",
+        ),
+    ] = None,
+    load_outputs: Annotated[
+        Path | None,
+        typer.Option(
+            "--load-outputs",
+            metavar="PATH",
+            help="Take the candidate's logits from what Polygraphy saved, in place of running it.",
+        ),
     ] = None,
     fail_above: Annotated[
         list[str] | None,
@@ -52,9 +88,15 @@ def run(
         windows=windows,
         seqlen=seqlen,
         layers=layers,
+        generations=generations,
+        noise=noise,
         html=html,
+        markdown=markdown,
         profile=profile,
         engines=tuple(engine or ()),
+        save_outputs=save_outputs,
+        save_inputs=save_inputs,
+        load_outputs=load_outputs,
         fail_above=thresholds,
     )
     data = result.to_json()

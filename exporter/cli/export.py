@@ -35,6 +35,13 @@ class LmHead(str, Enum):
     int8 = "int8"
 
 
+class KvStorage(str, Enum):
+    """How the KV cache is stored."""
+
+    fp = "fp"
+    int8 = "int8"
+
+
 class Dtype(str, Enum):
     """Floating-point type of the graph."""
 
@@ -75,6 +82,12 @@ def run(
     ] = ExcludedPrecision.w8a16,
     weights: Annotated[Weights, typer.Option("--weights", help="fp = no quantisation at all.")] = Weights.int8,
     lm_head: Annotated[LmHead, typer.Option("--lm-head", help="int8 = weight-only.")] = LmHead.fp,
+    kv: Annotated[
+        KvStorage | None,
+        typer.Option(
+            "--kv", help="int8 = past and present as INT8, static scales per head and channel.  [default: fp]"
+        ),
+    ] = None,
     dtype: Annotated[Dtype, typer.Option("--dtype", help="Floating-point type of the graph.")] = Dtype.fp16,
     recipe: Annotated[
         Path | None, typer.Option("--recipe", metavar="FILE", help="Take all decisions from a saved recipe.")
@@ -102,6 +115,7 @@ def run(
         excluded_precision=excluded_precision.value,
         weights=weights.value,
         lm_head=lm_head.value,
+        kv=kv.value if kv is not None else None,
         dtype=dtype.value,
         recipe=recipe,
         save_recipe=save_recipe,

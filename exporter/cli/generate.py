@@ -6,7 +6,15 @@ from typing import Annotated
 
 import typer
 from spikeexport.cli.answer import Answer, Stdout
-from spikeexport.cli.parameters import Subject
+from spikeexport.cli.parameters import (
+    Chunk,
+    Prepacking,
+    Provider,
+    ProviderName,
+    Spinning,
+    Subject,
+    Threads,
+)
 from spikeexport.defaults import MAX_NEW_TOKENS
 
 
@@ -21,20 +29,27 @@ def run(
         float, typer.Option("--temperature", metavar="T", min=0.0, help="0 takes the best token, more samples.")
     ] = 0.0,
     seed: Annotated[int, typer.Option("--seed", metavar="S", help="Seed of the sampling.")] = 0,
+    provider: Provider = ProviderName.cpu,
+    threads: Threads = None,
+    spinning: Spinning = True,
+    prepacking: Prepacking = True,
+    chunk: Chunk = None,
     chat: Annotated[bool, typer.Option("--chat", help="Take the prompt as a chat message.")] = False,
 ) -> Answer:
     """Continue a prompt, streaming the text."""
     from spikeexport.generate import generate
+    from spikeexport.runners.run_options import RunOptions, open_configured
 
     if not chat:
         stdout.write(prompt)
-    result = generate(
-        subject,
-        prompt,
-        max_new_tokens=max_new_tokens,
-        temperature=temperature,
-        seed=seed,
-        chat=chat,
-        on_text=stdout.write,
-    )
+    with open_configured(subject, RunOptions(threads, spinning, prepacking, chunk), provider.value) as runner:
+        result = generate(
+            runner,
+            prompt,
+            max_new_tokens=max_new_tokens,
+            temperature=temperature,
+            seed=seed,
+            chat=chat,
+            on_text=stdout.write,
+        )
     return Answer(result.to_json(), "")

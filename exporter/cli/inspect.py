@@ -9,7 +9,9 @@ from spikeexport.cli.answer import Answer
 
 
 def run(
-    file: Annotated[str, typer.Argument(metavar="FILE", help="A profile, a recipe, an .onnx or a built folder.")],
+    file: Annotated[
+        str, typer.Argument(metavar="FILE", help="A profile, a recipe, an .onnx, a built or deployed folder.")
+    ],
 ) -> Answer:
     """Show what a file holds and which linears run in INT8."""
     from spikeexport.cli.tables import inspect_table

@@ -18,6 +18,7 @@ COMMANDS: dict[str, str] = {
     "eval": "spikeexport.cli.eval",
     "generate": "spikeexport.cli.generate",
     "bench": "spikeexport.cli.bench",
+    "deploy": "spikeexport.cli.deploy",
     "doctor": "spikeexport.cli.doctor",
 }
 """Every command and the module whose `run` it is; those modules import nothing heavy before they run."""

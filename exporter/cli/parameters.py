@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from enum import Enum
 from pathlib import Path
 from typing import Annotated
 
@@ -10,7 +11,11 @@ from spikeexport.defaults import SELF_TEXT, SEQLEN
 
 Model = Annotated[str, typer.Argument(metavar="MODEL", help="Hugging Face folder, hub id or .gguf file.")]
 Subject = Annotated[
-    str, typer.Argument(metavar="SUBJECT", help="A MODEL, an .onnx that `export` wrote or a folder that `build` wrote.")
+    str,
+    typer.Argument(
+        metavar="SUBJECT",
+        help="A MODEL, MODEL@RECIPE.json (fake-quantised), an .onnx of `export` or a folder of `build`.",
+    ),
 ]
 Calibration = Annotated[
     list[str] | None,
@@ -36,6 +41,34 @@ Text = Annotated[
 Seqlen = Annotated[
     int | None,
     typer.Option("--seqlen", metavar="L", min=2, help=f"Tokens per window.  [default: {SEQLEN}]", show_default=False),
+]
+
+
+class ProviderName(str, Enum):
+    """Where ONNX Runtime runs an .onnx file."""
+
+    cpu = "cpu"
+    cuda = "cuda"
+    tensorrt = "tensorrt"
+    nvtensorrtrtx = "nvtensorrtrtx"
+
+
+Provider = Annotated[
+    ProviderName, typer.Option("--provider", help="Where ONNX Runtime runs an .onnx; an error where it cannot.")
+]
+Threads = Annotated[
+    int | None,
+    typer.Option("--threads", metavar="N", min=1, help="CPU threads.  [default: physical cores]", show_default=False),
+]
+Spinning = Annotated[
+    bool, typer.Option("--spinning/--no-spinning", help="ONNX Runtime: idle threads wait actively; off saves power.")
+]
+Prepacking = Annotated[
+    bool, typer.Option("--prepacking/--no-prepacking", help="ONNX Runtime: re-lay weights when loading.")
+]
+Chunk = Annotated[
+    int | None,
+    typer.Option("--chunk", metavar="N", min=1, help="ONNX Runtime builds: most prompt tokens of one step."),
 ]
 Html = Annotated[Path | None, typer.Option("--html", metavar="FILE", help="Also write a report to read.")]
 

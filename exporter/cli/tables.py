@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Collection, Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -15,6 +16,7 @@ if TYPE_CHECKING:
     from spikeexport.calibration.records.profile import Profile
 
 _TOP = 10
+_LINT_ROWS = 20
 
 
 def facts_table(rows: Iterable[tuple[str, object]], title: str | None = None) -> Table:
@@ -84,15 +86,36 @@ def prefix_text(prefix: Mapping[str, Any] | None) -> str:
 
 
 def eval_table(data: Mapping[str, Any]) -> RenderableType:
-    """Perplexity with its interval."""
-    low, high = data["perplexity_interval"]
-    return facts_table(
-        [
+    """Perplexity with its interval, and the tasks' scores with their standard errors."""
+    parts: list[RenderableType] = []
+    if data["perplexity"] is not None:
+        low, high = data["perplexity_interval"]
+        rows = [
             ("perplexity", f"{data['perplexity']:.3f}   (95 % interval over windows {low:.2f} to {high:.2f})"),
             ("tokens", f"{data['tokens']} in {data['windows']} windows of {data['seqlen']}"),
             ("speed", f"{data['tokens_per_s']:.0f} tokens/s"),
         ]
-    )
+        parts.append(facts_table(rows))
+    if "tasks" in data:
+        scores = rows_table(
+            ("task", "metric", "value", "± standard error", "questions"), _score_rows(data), words=(0, 1)
+        )
+        parts += [scores, Text(f"lm-eval {data['lm_eval']}, {data['task_seconds']:.0f} s", style="dim")]
+    return Group(*parts)
+
+
+def _score_rows(data: Mapping[str, Any]) -> Iterable[tuple[object, ...]]:
+    for name, metrics in data["tasks"].items():
+        for metric, value in metrics.items():
+            if not metric.endswith("_stderr"):
+                error = metrics.get(f"{metric}_stderr")
+                yield (
+                    name,
+                    metric,
+                    f"{value:.4f}",
+                    "" if error is None else f"{error:.4f}",
+                    data["task_samples"].get(name, ""),
+                )
 
 
 def compare_table(data: Mapping[str, Any], html: Path | None) -> RenderableType:
@@ -107,6 +130,7 @@ def compare_table(data: Mapping[str, Any], html: Path | None) -> RenderableType:
             ("KL divergence", f"{data['kl_divergence']:.4f} nats"),
             ("top-1 / top-5", f"{data['top1_agreement']:.1%} / {data['top5_agreement']:.1%}"),
             ("logits", f"cosine {logits['cosine']:.5f}, SNR {logits['snr_db']:.1f} dB, max {logits['max_abs']:.3g}"),
+            ("noise floor", _noise_text(data["noise"])),
             ("first bad layer", data["first_bad_layer"]),
             ("report", html),
         ],
@@ -117,6 +141,15 @@ def compare_table(data: Mapping[str, Any], html: Path | None) -> RenderableType:
     worst = sorted(data["layers"], key=lambda layer: layer["snr_db"])[:_TOP]
     rows = [(layer["name"], f"{layer['snr_db']:.1f}", f"{layer['cosine']:.4f}") for layer in worst]
     return Group(figures, rows_table(("layer", "SNR dB", "cosine"), rows, "Largest error by layer"))
+
+
+def _noise_text(noise: Mapping[str, Any] | None) -> str | None:
+    if noise is None:
+        return None
+    return (
+        f"KL {noise['kl_divergence']:.4f} nats, perplexity ratio {noise['perplexity_ratio']:.4f}, "
+        f"top-1 {noise['top1_agreement']:.1%} (itself, perturbed by {noise['relative']:g})"
+    )
 
 
 def plain_table(data: Mapping[str, Any]) -> RenderableType:
@@ -145,8 +178,10 @@ def built_table(data: Mapping[str, Any]) -> RenderableType:
                 "linears",
                 f"{data['int8']} in INT8 of {data['linears']} (coverage {data['int8_coverage']:.1%} of the plan)",
             ),
+            ("products", _products(data.get("merged") or {})),
             ("fallbacks", "\n".join(fallbacks) or "none"),
             ("fused attention", f"{fused} of {layers} layers" if layers is not None else fused),
+            ("not fused", _plain(data["attention_why"]) if data.get("attention_why") else None),
             ("kernels", _plain(data["kernels"]) if data.get("kernels") else None),
             ("left over", _leftovers(data.get("leftovers") or {})),
             ("target", _plain(data["target"]) if data.get("target") else None),
@@ -157,6 +192,13 @@ def built_table(data: Mapping[str, Any]) -> RenderableType:
             ("time", f"{data['seconds']:.1f} s" if data.get("seconds") is not None else None),
         ]
     )
+
+
+def _products(merged: Mapping[str, Collection[str]]) -> str | None:
+    """Returns how many INT8 products there are and which kinds of linears each computes."""
+    kinds = Counter(" + ".join(name.rpartition(".")[2] for name in linears) for linears in merged.values())
+    listed = ", ".join(f"{count} x {kind}" for kind, count in kinds.items())
+    return f"{len(merged)}: {listed}" if merged else None
 
 
 def _leftovers(leftovers: Mapping[str, Mapping[str, Any]]) -> str:
@@ -170,6 +212,42 @@ def _leftovers(leftovers: Mapping[str, Mapping[str, Any]]) -> str:
     )
 
 
+def deployed_table(data: Mapping[str, Any]) -> RenderableType:
+    """Where a deployment is, whether it was tried, and how to start it."""
+    checked = f"{data['checked']} tokens equal to this project's runner" if data["checked"] else None
+    facts = facts_table(
+        [
+            ("deployed", data.get("path")),
+            ("layout", data["layout"]),
+            ("from", f"{data['model']} ({data['source']})"),
+            ("prefix", prefix_text(data.get("prefix"))),
+            ("checked", checked),
+            ("versions", _plain(data["versions"])),
+            ("plan", (data.get("plan_sha256") or "")[:16] or None),
+            ("onnx", data["onnx_sha256"][:16]),
+            ("size", size_text(data["size_bytes"])),
+            ("note", "\n".join(data["notes"]) or None),
+        ]
+    )
+    # Commands are copied: never broken over lines.
+    return Group(facts, Text("start it:"), *(Text(line, no_wrap=True, overflow="ignore") for line in data["start"]))
+
+
+def onnx_table(data: Mapping[str, Any]) -> RenderableType:
+    """What an exported file holds, and what TensorRT would make of it."""
+    facts = plain_table({key: value for key, value in data.items() if key != "findings"})
+    found = [(item["effect"], item["node"], item["why"], item["cure"]) for item in data["findings"]]
+    if not found:
+        return Group(facts, Text("lint: nothing that TensorRT refuses, splits or computes outside INT8"))
+    title = f"Lint: {len(found)} findings" + (f", the first {_LINT_ROWS} shown" if len(found) > _LINT_ROWS else "")
+    columns = ("effect", "node", "found", "cure")
+    return Group(facts, rows_table(columns, found[:_LINT_ROWS], title, words=range(4)))
+
+
 def inspect_table(data: Mapping[str, Any]) -> RenderableType:
     """What a file holds."""
-    return built_table(data) if "int8_coverage" in data else plain_table(data)
+    if "int8_coverage" in data:
+        return built_table(data)
+    if data["kind"] == "onnx":
+        return onnx_table(data)
+    return deployed_table(data) if data["kind"] == "deployment" else plain_table(data)

@@ -10,19 +10,24 @@ from typing import Any
 
 import numpy as np
 from spikeexport.calibration.foundation.errors import UsageError
-from spikeexport.calibration.foundation.progress import progress_bar, say
-from spikeexport.compare.divergence import WindowDivergence, window_divergence
+from spikeexport.calibration.foundation.progress import say
+from spikeexport.compare.divergence import WindowDivergence
+from spikeexport.compare.generations import compare_generations
 from spikeexport.compare.layers import compare_layers
+from spikeexport.compare.noise import noise_floor
+from spikeexport.compare.polygraphy_inputs import save_inputs as write_inputs
 from spikeexport.compare.result import BehindPrefix, CompareResult, WorstWindow
-from spikeexport.compare.signal import SignalError
-from spikeexport.compare.thresholds import check_thresholds, failures
-from spikeexport.defaults import LAYER_WINDOWS, WINDOWS
+from spikeexport.compare.saved_outputs import load_outputs as read_outputs
+from spikeexport.compare.saved_outputs import outputs_writer, replayed
+from spikeexport.compare.thresholds import check_thresholds, failures, require_measured
+from spikeexport.compare.windows import compare_windows
+from spikeexport.defaults import GENERATIONS, LAYER_WINDOWS, WINDOWS
 from spikeexport.evaluation_text import EvaluationText, evaluation_text
 from spikeexport.perplexity import perplexity
 from spikeexport.runners.base import CausalRunner
-from spikeexport.runners.subject import open_subject, subject_kind
+from spikeexport.runners.subject import fakequant_parts, open_subject, subject_kind
 from spikeexport.runners.torch_runner import TorchRunner
-from spikeexport.runners.windows import WindowPredictions, predict_windows, require_room
+from spikeexport.runners.windows import require_room
 
 _WORST_WINDOWS = 3
 
@@ -35,9 +40,15 @@ def compare(
     windows: int | None = WINDOWS,
     seqlen: int | None = None,
     layers: bool = True,
+    generations: int = GENERATIONS,
+    noise: bool = False,
     html: str | Path | None = None,
+    markdown: str | Path | None = None,
     profile: str | Path | None = None,
     engines: Sequence[str | Path] = (),
+    save_outputs: str | Path | None = None,
+    save_inputs: str | Path | None = None,
+    load_outputs: str | Path | None = None,
     fail_above: Mapping[str, float] | None = None,
 ) -> CompareResult:
     """Compares two subjects on the same windows of a text.
@@ -49,9 +60,16 @@ def compare(
         windows: How many windows, evenly spaced over the text; None = all.
         seqlen: Tokens per window; None = 512.
         layers: Whether to look inside as well (an .onnx candidate with a MODEL as reference).
+        generations: How many windows' beginnings both continue greedily.
+        noise: Whether to measure the noise floor: the candidate again with a perturbation of about 1e-6.
         html: Where to write a report to read.
+        markdown: Where to write the same in Markdown.
         profile: A profile of the original, shown in the report.
         engines: Folders that were built from the candidate, whose contents the report shows.
+        save_outputs: Where to save both sides' logits for Polygraphy: a .json file, or a folder with one per window.
+        save_inputs: Where to save the windows as inputs for `polygraphy run --load-inputs` (an .onnx candidate).
+        load_outputs: What Polygraphy or `save_outputs` saved, taken in place of running the candidate (and the
+            reference, where its outputs are there too).
         fail_above: Metric -> largest value that passes; what lies above is listed in the result's `failures`.
 
     Raises:
@@ -59,28 +77,90 @@ def compare(
         SpikeExportError: A subject or the text cannot be used; the message says why.
     """
     thresholds = check_thresholds(fail_above or {})
+    require_measured(thresholds, noise=noise, layers=layers)
     started = time.monotonic()
     with open_subject(reference) as expected, open_subject(candidate) as found:
         _require_same_vocabulary(expected, found)
         chosen = evaluation_text(expected, text, windows=windows, seqlen=seqlen)
         require_room(found, chosen.ids.shape[1])
-        result = _compare_logits(expected, found, chosen)
+        if save_inputs is not None:
+            _save_inputs(candidate, found, chosen, Path(save_inputs))
+        result = _outside(_sides(expected, found, load_outputs), chosen, save_outputs)
+        if load_outputs is None:
+            result = dataclasses.replace(
+                result,
+                generations=compare_generations(expected, found, chosen.ids[:generations]),
+                noise=noise_floor(candidate, found, chosen.ids) if noise else None,
+            )
         if layers:
             result = dataclasses.replace(result, layers=_layers(candidate, expected, chosen))
     result = dataclasses.replace(result, facts=_facts(candidate), seconds=time.monotonic() - started)
     result = dataclasses.replace(result, failures=failures(result.to_json(), thresholds))
-    if html is not None:
-        _write_report(result, Path(html), profile, engines)
+    _write_reports(result, html, markdown, profile, engines)
     return result
 
 
-def _write_report(result: CompareResult, html: Path, profile: str | Path | None, engines: Sequence[str | Path]) -> None:
+def _write_reports(
+    result: CompareResult,
+    html: str | Path | None,
+    markdown: str | Path | None,
+    profile: str | Path | None,
+    engines: Sequence[str | Path],
+) -> None:
+    if html is None and markdown is None:
+        return
     from spikeexport.calibration.records.profile import Profile
     from spikeexport.inspect import inspect
+    from spikeexport.report.compare_markdown import write_compare_markdown
     from spikeexport.report.compare_report import Extras, write_compare_report
 
     known = Profile.load(Path(profile)) if profile is not None else None
-    write_compare_report(result, html, Extras(known, tuple(inspect(engine) for engine in engines)))
+    extras = Extras(known, tuple(inspect(engine) for engine in engines))
+    if html is not None:
+        write_compare_report(result, Path(html), extras)
+    if markdown is not None:
+        write_compare_markdown(result, Path(markdown), extras)
+
+
+def _sides(
+    reference: CausalRunner, candidate: CausalRunner, load_outputs: str | Path | None
+) -> tuple[CausalRunner, CausalRunner]:
+    if load_outputs is None:
+        return reference, candidate
+    path = Path(load_outputs)
+    saved = read_outputs(path)
+    found = replayed(candidate, path, saved, alone=True)
+    others = {name: iterations for name, iterations in saved.items() if name != candidate.name}
+    return replayed(reference, path, others, alone=False), found
+
+
+def _outside(
+    sides: tuple[CausalRunner, CausalRunner], text: EvaluationText, save_outputs: str | Path | None
+) -> CompareResult:
+    """Compares what comes out: predictions of both sides on every window."""
+    reference, candidate = sides
+    with outputs_writer(Path(save_outputs) if save_outputs is not None else None) as save:
+        prefixed = _behind_prefix(reference, candidate)
+        compared = compare_windows(reference, candidate, text.ids, prefixed=prefixed, save=save)
+    return CompareResult(
+        candidate=candidate.name,
+        reference=reference.name,
+        text=text.source,
+        seqlen=text.ids.shape[1],
+        windows=tuple(compared.found),
+        logits=compared.error,
+        layers=(),
+        worst_windows=_worst(compared.found, text.ids, reference.tokenizer),
+        behind_prefix=BehindPrefix(tuple(compared.behind_prefix)) if prefixed is not None else None,
+        facts={},
+        seconds=0.0,
+    )
+
+
+def _save_inputs(candidate: str | Path, runner: CausalRunner, text: EvaluationText, path: Path) -> None:
+    if subject_kind(candidate) != "onnx":
+        raise UsageError("--save-inputs writes the inputs of an .onnx: name one as CANDIDATE.")
+    write_inputs(Path(candidate), text.ids, runner.bos_id, path)
 
 
 def _require_same_vocabulary(reference: CausalRunner, candidate: CausalRunner) -> None:
@@ -93,44 +173,8 @@ def _require_same_vocabulary(reference: CausalRunner, candidate: CausalRunner) -
         )
 
 
-def _compare_logits(reference: CausalRunner, candidate: CausalRunner, text: EvaluationText) -> CompareResult:
-    prefixed = _behind_prefix(reference, candidate)
-    found: list[WindowDivergence] = []
-    without_prefix: list[WindowDivergence] = []
-    error = SignalError()
-    with progress_bar(f"Comparing {candidate.name} with {reference.name}", len(text.ids)) as advance:
-        for ids in text.ids:
-            window = ids[None]
-            answer = predict_windows(candidate, window)
-            found.append(_window(predict_windows(reference, window), answer, ids, error))
-            if prefixed is not None:
-                without_prefix.append(_window(predict_windows(prefixed, window), answer, ids, SignalError()))
-            advance()
-    return CompareResult(
-        candidate=candidate.name,
-        reference=reference.name,
-        text=text.source,
-        seqlen=text.ids.shape[1],
-        windows=tuple(found),
-        logits=error,
-        layers=(),
-        worst_windows=_worst(found, text.ids, reference.tokenizer),
-        behind_prefix=BehindPrefix(tuple(without_prefix)) if prefixed is not None else None,
-        facts={},
-        seconds=0.0,
-    )
-
-
-def _window(
-    reference: WindowPredictions, candidate: WindowPredictions, ids: np.ndarray, error: SignalError
-) -> WindowDivergence:
-    """Compares what both sides predict: a subject without BOS and prefix says nothing about the first token."""
-    first = max(reference.first, candidate.first)
-    return window_divergence(reference.rows(0, first), candidate.rows(0, first), ids[first:], error)
-
-
 def _behind_prefix(reference: CausalRunner, candidate: CausalRunner) -> TorchRunner | None:
-    if isinstance(reference, TorchRunner) and candidate.prefix_ids and not reference.prefix_ids:
+    if type(reference) is TorchRunner and candidate.prefix_ids and not reference.prefix_ids:
         return reference.behind(candidate.prefix_ids)
     return None
 
@@ -161,8 +205,10 @@ def _layers(candidate: str | Path, reference: CausalRunner, text: EvaluationText
 
 def _facts(candidate: str | Path) -> dict[str, Any]:
     """Returns what `inspect` tells about an exported or built candidate."""
-    if subject_kind(candidate) == "model":
+    kind = subject_kind(candidate)
+    if kind == "model":
         return {}
     from spikeexport.inspect import inspect
 
-    return inspect(candidate)
+    parts = fakequant_parts(candidate) if kind == "fakequant" else None
+    return inspect(parts[1] if parts else candidate)

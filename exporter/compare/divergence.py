@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
-from spikeexport.compare.signal import SignalError
+from spikeexport.compare.signal import SignalError, snr_db
 
 _ROWS_AT_ONCE = 128
 
@@ -21,6 +21,9 @@ class WindowDivergence:
         kl: KL(reference || candidate) of the next-token distributions, in nats.
         top1: 1 where both put the same token first.
         top5: Share of the reference's five best tokens that are among the candidate's five.
+        cosine: Cosine of the two rows of logits.
+        signal: Sum of squares of the reference's logits.
+        noise: Sum of squares of the logits' difference.
     """
 
     reference_nll: np.ndarray
@@ -28,6 +31,14 @@ class WindowDivergence:
     kl: np.ndarray
     top1: np.ndarray
     top5: np.ndarray
+    cosine: np.ndarray
+    signal: np.ndarray
+    noise: np.ndarray
+
+    @property
+    def snr_db(self) -> float:
+        """Signal-to-noise ratio of the window's logits."""
+        return snr_db(float(self.signal.sum()), float(self.noise.sum()))
 
 
 def window_divergence(
@@ -44,8 +55,8 @@ def window_divergence(
     parts: list[np.ndarray] = []
     for start in range(0, len(targets), _ROWS_AT_ONCE):
         rows = slice(start, start + _ROWS_AT_ONCE)
-        logits_error.add(reference[rows], candidate[rows])
-        parts.append(_compare_rows(reference[rows], candidate[rows], targets[rows]))
+        errors = logits_error.add(reference[rows], candidate[rows])
+        parts.append(np.concatenate([_compare_rows(reference[rows], candidate[rows], targets[rows]), errors]))
     return WindowDivergence(*np.concatenate(parts, axis=1))
 
 

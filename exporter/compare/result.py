@@ -7,8 +7,9 @@ from typing import Any
 
 import numpy as np
 from spikeexport.compare.divergence import WindowDivergence
+from spikeexport.compare.generations import Generation
 from spikeexport.compare.layers import LayerError, first_bad_layer
-from spikeexport.compare.signal import SignalError
+from spikeexport.compare.signal import SignalError, snr_db
 from spikeexport.perplexity import mean_interval, perplexity
 
 
@@ -28,6 +29,35 @@ class BehindPrefix:
             "perplexity": perplexity(float(_window_means(self.windows, "reference_nll").mean())),
             "kl_divergence": _mean(self.windows, "kl"),
             "top1_agreement": _mean(self.windows, "top1"),
+        }
+
+
+@dataclass(frozen=True)
+class NoiseFloor:
+    """The candidate against itself with its norms' weights moved by about one part in a million.
+
+    What is below this says nothing: any other right implementation differs as much.
+
+    Attributes:
+        windows: Per window, the candidate against the moved one.
+        error: Of their raw logits.
+        relative: Size of the perturbation.
+    """
+
+    windows: tuple[WindowDivergence, ...]
+    error: SignalError
+    relative: float
+
+    def to_json(self) -> dict[str, Any]:
+        """Returns plain values."""
+        ratios = _window_means(self.windows, "candidate_nll") - _window_means(self.windows, "reference_nll")
+        return {
+            "windows": len(self.windows),
+            "relative": self.relative,
+            "perplexity_ratio": perplexity(float(ratios.mean())),
+            "kl_divergence": _mean(self.windows, "kl"),
+            "top1_agreement": _mean(self.windows, "top1"),
+            "logits": _error_json(self.error),
         }
 
 
@@ -79,6 +109,8 @@ class CompareResult:
         facts: What the candidate is made of (`inspect`'s object), or empty.
         seconds: Time taken.
         failures: Thresholds that were not met, one line each.
+        generations: Greedy continuations of both, side by side.
+        noise: The noise floor, where it was measured.
     """
 
     candidate: str
@@ -93,6 +125,8 @@ class CompareResult:
     facts: dict[str, Any]
     seconds: float
     failures: tuple[str, ...] = field(default=())
+    generations: tuple[Generation, ...] = ()
+    noise: NoiseFloor | None = None
 
     def to_json(self) -> dict[str, Any]:
         """Returns the object that `compare --json` prints."""
@@ -107,13 +141,13 @@ class CompareResult:
             "kl_divergence": _mean(self.windows, "kl"),
             "top1_agreement": _mean(self.windows, "top1"),
             "top5_agreement": _mean(self.windows, "top5"),
-            "logits": {
-                "cosine": self.logits.cosine,
-                "snr_db": self.logits.snr_db,
-                "max_abs": self.logits.max_abs,
-            },
+            "logits": _error_json(self.logits),
             "behind_prefix": self.behind_prefix.to_json() if self.behind_prefix else None,
-            "kl_by_position": self._kl_by_position(),
+            "noise": self.noise.to_json() if self.noise else None,
+            "kl_by_position": self._by_position("kl"),
+            "per_position": self._per_position(),
+            "per_window": [_window_json(index, window) for index, window in enumerate(self.windows)],
+            "generations": [generation.to_json() for generation in self.generations],
             "layers": [layer.to_json() for layer in self.layers],
             "first_bad_layer": first_bad_layer(self.layers),
             "worst_windows": [window.to_json() for window in self.worst_windows],
@@ -135,8 +169,43 @@ class CompareResult:
             "ratio_interval": [perplexity(end) for end in mean_interval(found - expected)],
         }
 
-    def _kl_by_position(self) -> list[float]:
-        return [round(float(kl), 6) for kl in np.stack([window.kl for window in self.windows]).mean(axis=0)]
+    def _per_position(self) -> dict[str, list[float]]:
+        """Means over the windows; the first tokens are where the spikes are."""
+        signal, noise = (np.sum([getattr(window, name) for window in self.windows], axis=0) for name in _SQUARES)
+        return {
+            "top1": self._by_position("top1"),
+            "top5": self._by_position("top5"),
+            "cosine": self._by_position("cosine"),
+            "snr_db": [round(snr_db(*pair), 3) for pair in zip(signal.tolist(), noise.tolist(), strict=True)],
+            "reference_nll": self._by_position("reference_nll"),
+            "candidate_nll": self._by_position("candidate_nll"),
+        }
+
+    def _by_position(self, name: str) -> list[float]:
+        means = np.mean([getattr(window, name) for window in self.windows], axis=0)
+        return [round(float(value), 6) for value in means]
+
+
+_SQUARES = ("signal", "noise")
+
+
+def _window_json(index: int, window: WindowDivergence) -> dict[str, Any]:
+    return {
+        "index": index,
+        "perplexity": {
+            "reference": perplexity(float(window.reference_nll.mean())),
+            "candidate": perplexity(float(window.candidate_nll.mean())),
+        },
+        "kl": float(window.kl.mean()),
+        "top1": float(window.top1.mean()),
+        "top5": float(window.top5.mean()),
+        "cosine": float(window.cosine.mean()),
+        "snr_db": window.snr_db,
+    }
+
+
+def _error_json(error: SignalError) -> dict[str, float]:
+    return {"cosine": error.cosine, "snr_db": error.snr_db, "max_abs": error.max_abs}
 
 
 def _window_means(windows: tuple[WindowDivergence, ...], name: str) -> np.ndarray:

@@ -13,6 +13,12 @@ SNR_LIMIT_DB = 200.0
 _TINY = 1e-30
 
 
+def snr_db(signal: float, noise: float) -> float:
+    """Returns 10 log10(signal / noise) of two sums of squares, within ±`SNR_LIMIT_DB`."""
+    ratio = max(signal, _TINY) / max(noise, _TINY)
+    return max(-SNR_LIMIT_DB, min(SNR_LIMIT_DB, 10 * math.log10(ratio)))
+
+
 @dataclass
 class SignalError:
     """Error of one tensor against a reference, summed over everything that `add` was given.
@@ -31,25 +37,31 @@ class SignalError:
     rows: int = 0
     max_abs: float = 0.0
 
-    def add(self, reference: np.ndarray, candidate: np.ndarray) -> None:
-        """Takes two tensors of one shape [..., channels]; the last axis is a row."""
+    def add(self, reference: np.ndarray, candidate: np.ndarray) -> np.ndarray:
+        """Takes two tensors of one shape [..., channels]; the last axis is a row.
+
+        Returns:
+            float64 [3, rows]: cosine, sum of squares of the reference and of the difference of each row.
+        """
         width = reference.shape[-1]
         expected = reference.reshape(-1, width).astype(np.float32, copy=False)
         found = candidate.reshape(-1, width).astype(np.float32, copy=False)
         difference = found - expected
-        self.signal += float(np.einsum("ij,ij->", expected, expected, dtype=np.float64))
-        self.noise += float(np.einsum("ij,ij->", difference, difference, dtype=np.float64))
-        self.max_abs = max(self.max_abs, float(np.abs(difference).max()))
+        signal = np.einsum("ij,ij->i", expected, expected, dtype=np.float64)
+        noise = np.einsum("ij,ij->i", difference, difference, dtype=np.float64)
         norms = np.linalg.norm(expected, axis=1) * np.linalg.norm(found, axis=1)
-        dots = np.einsum("ij,ij->i", expected, found)
-        self.cosine_sum += float((dots / np.maximum(norms, _TINY)).sum())
+        cosine = np.einsum("ij,ij->i", expected, found) / np.maximum(norms, _TINY)
+        self.signal += float(signal.sum())
+        self.noise += float(noise.sum())
+        self.max_abs = max(self.max_abs, float(np.abs(difference).max()))
+        self.cosine_sum += float(cosine.sum())
         self.rows += len(expected)
+        return np.stack([cosine, signal, noise])
 
     @property
     def snr_db(self) -> float:
         """10 log10(signal / noise), within ±`SNR_LIMIT_DB`."""
-        ratio = max(self.signal, _TINY) / max(self.noise, _TINY)
-        return max(-SNR_LIMIT_DB, min(SNR_LIMIT_DB, 10 * math.log10(ratio)))
+        return snr_db(self.signal, self.noise)
 
     @property
     def cosine(self) -> float:

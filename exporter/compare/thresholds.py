@@ -17,8 +17,31 @@ METRICS: dict[str, Callable[[Mapping[str, Any]], float]] = {
     "top1_disagreement": lambda data: 1 - data["top1_agreement"],
     "top5_disagreement": lambda data: 1 - data["top5_agreement"],
     "logits_max_abs": lambda data: data["logits"]["max_abs"],
+    "logits_error": lambda data: noise_share(data["logits"]["snr_db"]),
+    "kl_behind_prefix": lambda data: (data["behind_prefix"] or data)["kl_divergence"],
+    "kl_over_noise": lambda data: data["kl_divergence"] / max(data["noise"]["kl_divergence"], _TINY),
+    "worst_linear": lambda data: max(noise_share(layer["snr_db"]) for layer in data["layers"]),
 }
 """Name -> how it is read from the comparison's JSON; all of them are better when smaller."""
+
+_TINY = 1e-12
+
+
+def noise_share(snr_db: float) -> float:
+    """Returns noise / signal of a signal-to-noise ratio in dB."""
+    return 10 ** (-snr_db / 10)
+
+
+def require_measured(thresholds: Mapping[str, float], *, noise: bool, layers: bool) -> None:
+    """Refuses a threshold on what is not measured.
+
+    Raises:
+        UsageError: Names the flag that is missing.
+    """
+    if "kl_over_noise" in thresholds and not noise:
+        raise UsageError("--fail-above kl_over_noise needs the noise floor: add --noise.")
+    if "worst_linear" in thresholds and not layers:
+        raise UsageError("--fail-above worst_linear needs the layers: leave --no-layers out.")
 
 
 def parse_thresholds(pairs: Iterable[str]) -> dict[str, float]:
@@ -44,6 +67,8 @@ def check_thresholds(thresholds: Mapping[str, float]) -> dict[str, float]:
 
 def failures(data: Mapping[str, Any], thresholds: Mapping[str, float]) -> tuple[str, ...]:
     """Returns one line for each metric of the comparison that lies above its threshold."""
+    if "worst_linear" in thresholds and not data["layers"]:
+        raise UsageError("--fail-above worst_linear: these two subjects cannot be compared layer by layer.")
     found = {metric: METRICS[metric](data) for metric in thresholds}
     return tuple(
         f"{metric} is {found[metric]:.6g}, above {limit:g}"

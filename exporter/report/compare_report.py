@@ -56,7 +56,7 @@ def write_compare_report(result: CompareResult, path: Path, extras: Extras | Non
         "compare.html",
         f"{data['candidate']} against {data['reference']}",
         data=data,
-        text_name="text sampled from the reference" if data["text"] == SELF_TEXT else Path(data["text"]).name,
+        text_name=text_name(data),
         verdict=verdict_of(data),
         cards=_cards(data),
         layer_plot=_layer_plot(data["layers"]),
@@ -71,8 +71,13 @@ def write_compare_report(result: CompareResult, path: Path, extras: Extras | Non
         profile=extras.profile,
         spikes=profile_sections(extras.profile) if extras.profile else {},
         table=extras.table,
-        figures=_figures(data),
+        figures=figure_rows(data),
     )
+
+
+def text_name(data: Mapping[str, Any]) -> str:
+    """Returns what a reader calls the text, without the folders on the machine that measured."""
+    return "text sampled from the reference" if data["text"] == SELF_TEXT else Path(data["text"]).name
 
 
 def verdict_of(data: Mapping[str, Any]) -> Verdict:
@@ -163,15 +168,21 @@ def _window(window: Mapping[str, Any]) -> dict[str, Any]:
     }
 
 
-def _figures(data: Mapping[str, Any]) -> list[tuple[str, str]]:
-    ppl, behind = data["perplexity"], data["behind_prefix"]
+def figure_rows(data: Mapping[str, Any]) -> list[tuple[str, str]]:
+    """Returns names and values of a comparison's figures, the noise floor beside them where it was measured."""
+    ppl, behind, noise = data["perplexity"], data["behind_prefix"], data["noise"]
+    logits = data["logits"]
     rows = [
         ("Perplexity of the reference", _with_interval(ppl["reference"], ppl["reference_interval"])),
         ("Perplexity of the candidate", _with_interval(ppl["candidate"], ppl["candidate_interval"])),
         ("Ratio", _with_interval(ppl["ratio"], ppl["ratio_interval"])),
-        ("Largest logit difference", f"{data['logits']['max_abs']:.3f}"),
+        ("KL divergence", f"{data['kl_divergence']:.4f} nats a token"),
+        ("Same best token", f"{data['top1_agreement']:.1%}; best five shared {data['top5_agreement']:.1%}"),
+        ("Logits", f"SNR {logits['snr_db']:.1f} dB, cosine {logits['cosine']:.5f}, largest {logits['max_abs']:.3f}"),
         ("Time", f"{data['seconds']:.0f} s"),
     ]
+    if noise:
+        rows[5:5] = [("Noise floor", noise_sentence(noise))]
     if behind:
         rows[2:2] = [
             ("Reference behind the same prefix", f"{behind['perplexity']:.3f}"),
@@ -179,6 +190,14 @@ def _figures(data: Mapping[str, Any]) -> list[tuple[str, str]]:
             ("Same best token as it", f"{behind['top1_agreement']:.1%}"),
         ]
     return rows
+
+
+def noise_sentence(noise: Mapping[str, Any]) -> str:
+    """Says how far the candidate is from itself when it is moved a little."""
+    return (
+        f"KL {noise['kl_divergence']:.4f} nats, ratio {noise['perplexity_ratio']:.4f}, same best token "
+        f"{noise['top1_agreement']:.1%}: the candidate against itself with its norms moved by {noise['relative']:g}"
+    )
 
 
 def _with_interval(value: float, interval: list[float]) -> str:

@@ -59,6 +59,11 @@ class Assets:
         return bos_id(self.tokenizer)
 
     @property
+    def config(self) -> dict[str, Any]:
+        """The checkpoint's configuration, of its text part where it has several."""
+        return self._config
+
+    @property
     def eos_ids(self) -> tuple[int, ...]:
         """Ids that end a generation."""
         eos = self._generation.get("eos_token_id", self._config.get("eos_token_id"))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import math
 import os
 import platform
@@ -34,6 +35,14 @@ def u8s8_saturates() -> bool:
         return False
     flags = next((line for line in _cpuinfo_lines() if line.startswith("flags")), "").split()
     return not {"avx512_vnni", "avx_vnni", "avx512vnni"} & set(flags)
+
+
+def release_freed_memory() -> None:
+    """Gives memory that was freed in this process back to the system, where the C library can (glibc)."""
+    if platform.system() == "Linux":
+        trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
+        if trim is not None:
+            trim(0)
 
 
 def _allowed_cpus() -> set[int]:

@@ -5,17 +5,19 @@ from __future__ import annotations
 import tempfile
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
-import onnx_ir as ir
 from spikeexport.calibration.foundation.errors import GraphError, SpikeExportError
 from spikeexport.calibration.foundation.progress import warn
 from spikeexport.runners.assets import Assets
 from spikeexport.runners.base import CausalRunner
 from spikeexport.runners.ort_session import SessionSettings, import_onnxruntime, open_session
 
-_NUMPY = {"tensor(float)": np.float32, "tensor(float16)": np.float16}
+if TYPE_CHECKING:
+    import onnx_ir as ir
+
+_NUMPY = {"tensor(float)": np.float32, "tensor(float16)": np.float16, "tensor(int8)": np.int8}
 
 
 @dataclass(frozen=True)
@@ -142,11 +144,12 @@ def open_onnx_runner(path: Path, *, settings: SessionSettings | None = None) -> 
     Raises:
         SpikeExportError: The file, its data or its assets are missing or damaged.
     """
+    import onnx_ir as ir
     from spikeexport.graphs.reading import read_portable
 
     portable = read_portable(path)
     assets = Assets(assets_folder(path), portable.prefix.ids if portable.prefix is not None else ())
-    if not any(value.dtype == ir.DataType.BFLOAT16 for value in portable.model.graph.inputs):
+    if not any(value.dtype == ir.DataType.BFLOAT16 for value in portable.model.graph.outputs):
         # Without Q/DQ there is nothing that fusing could round otherwise.
         return OnnxRunner(path, assets, settings, "all" if portable.plan.weights == "fp" else "basic")
     warn(f"{path.name} is BF16, which a CPU does not compute: it runs in FP32 with the same weights.")

@@ -11,8 +11,9 @@ import numpy as np
 from spikeexport.calibration.foundation.errors import UsageError
 from spikeexport.runners.assets import Assets
 from spikeexport.runners.base import CausalRunner
+from spikeexport.runners.engine_graphs import Body, EngineFiles, EngineGraphs
 from spikeexport.runners.kv_buffer import KvBuffer, KvLayout
-from spikeexport.runners.ort_session import SessionSettings, open_session
+from spikeexport.runners.ort_session import SessionSettings
 
 DECODE_RESERVE = 128
 """Tokens for which room is allocated behind a prompt before the buffer has to grow."""
@@ -25,10 +26,12 @@ class EngineSettings:
     Attributes:
         session: Threads, spinning, prepacking.
         chunk: Most tokens of one prefill step; None = the whole prompt at once.
+        decode_rows: Most tokens of one step, all sequences together, that the decode form takes.
     """
 
     session: SessionSettings = field(default_factory=SessionSettings)
     chunk: int | None = None
+    decode_rows: int = 4
 
 
 class EngineCache:
@@ -58,7 +61,7 @@ class OrtEngineRunner(CausalRunner):
         """Opens the lowered `model`.
 
         Args:
-            model: The lowered .onnx.
+            model: The lowered .onnx; the decode form and the head are taken from beside it.
             assets: Tokenizer and configuration.
             prefix: Baked prefix, one array [1, kv_heads, P, D] per past input, in the graph's order; or empty.
             settings: How to run.
@@ -67,16 +70,10 @@ class OrtEngineRunner(CausalRunner):
             BackendError: ONNX Runtime is missing or refuses the file.
         """
         self.settings = settings or EngineSettings()
-        self._session = open_session(model, self.settings.session, "all")
-        inputs = {value.name: value for value in self._session.get_inputs()}
-        names = tuple(name for name in inputs if name.startswith("past_key_values."))
-        self._layout = KvLayout(
-            names,
-            tuple(inputs[name].shape[1] for name in names),
-            tuple(inputs[name].shape[3] for name in names),
-            prefix,
-        )
-        self._inputs = frozenset(inputs)
+        self._graphs = EngineGraphs(EngineFiles.beside(model), self.settings.session, assets.vocab_size)
+        past = self._graphs.past_inputs
+        heads, dims = zip(*past.values(), strict=True)
+        self._layout = KvLayout(tuple(past), heads, dims, prefix)
         self._idle: list[KvBuffer] = []
         self.name = model.parent.name
         self.assets = assets
@@ -124,13 +121,17 @@ class OrtEngineRunner(CausalRunner):
                 self._extend_row(cache.buffer, row, ids[row], logits[row : row + 1])
             return logits, cache
         if cache.step is None:
-            cache.step = DecodeStep(self._session, cache.buffer, self._inputs, self.vocab_size)
+            cache.step = DecodeStep(self._graphs, self._body(batch), cache.buffer, self.vocab_size)
         return cache.step.run(ids), cache
 
     def close(self) -> None:
-        """Releases the session and the buffers."""
-        self._session = None
+        """Releases the sessions and the buffers."""
+        del self._graphs
         self._idle.clear()
+
+    def _body(self, rows: int) -> Body:
+        """Returns the form that is fastest for that many tokens."""
+        return self._graphs.decode if rows <= self.settings.decode_rows else self._graphs.prefill
 
     def _take_buffer(self, batch: int, tokens: int) -> KvBuffer:
         """Returns an empty buffer: one that a finished cache left behind where it is large enough."""
@@ -149,14 +150,13 @@ class OrtEngineRunner(CausalRunner):
         for start in range(0, len(ids), chunk):
             part = ids[start : start + chunk]
             first = max(skipped - start, 0)
-            if first < len(part):
-                target = logits[:, start + first - skipped : start + len(part) - skipped]
-            else:
-                first, target = len(part) - 1, np.empty((1, 1, self.vocab_size), np.float32)
-            self._run_row(buffer, row, part, first, target)
+            wanted = first < len(part)
+            target = logits[:, start + first - skipped : start + len(part) - skipped] if wanted else None
+            self._run_row(buffer, row, part, min(first, len(part) - 1), target)
             buffer.lengths[row] += len(part)
 
-    def _run_row(self, buffer: KvBuffer, row: int, ids: np.ndarray, first: int, logits: np.ndarray) -> None:
+    def _run_row(self, buffer: KvBuffer, row: int, ids: np.ndarray, first: int, logits: np.ndarray | None) -> None:
+        """Runs `ids` [S] behind one row; positions from `first` on give `logits` [1, S - first, V], None = unwanted."""
         past = int(buffer.lengths[row])
         total = past + len(ids)
         feeds: dict[str, np.ndarray] = {
@@ -166,26 +166,32 @@ class OrtEngineRunner(CausalRunner):
             "total_sequence_length": np.array(total, np.int32),
             "logits_positions": np.arange(first, len(ids), dtype=np.int64),
         }
-        full = None if "logits_positions" in self._inputs else np.empty((1, len(ids), self.vocab_size), np.float32)
-        output = logits if full is None else full
-        binding = self._session.io_binding()
-        for name, array in feeds.items():
-            if name in self._inputs:
-                binding.bind_input(name, "cpu", 0, array.dtype, array.shape, array.ctypes.data)
+        body = self._body(len(ids))
+        rows = len(ids) - (first if "logits_positions" in body.inputs else 0)
+        in_place = logits is not None and body.output == "logits" and rows == logits.shape[1]
+        states = logits if in_place else np.empty((1, rows, body.width), np.float32)
+        assert states is not None
+        binding = body.session.io_binding()
+        _bind(binding, body, feeds, states)
         _bind_cache(binding, buffer, buffer.row_pointers(row), 1)
-        binding.bind_output("logits", "cpu", 0, np.float32, output.shape, output.ctypes.data)
-        self._session.run_with_iobinding(binding)
-        if full is not None:
-            logits[:] = full[:, first:]
+        body.session.run_with_iobinding(binding)
+        if logits is None or in_place:
+            return
+        kept = states[:, rows - logits.shape[1] :]
+        head = self._graphs.bind_head(kept, logits)
+        if head is None:
+            logits[:] = kept
+        else:
+            self._graphs.run_head(head)
 
 
 class DecodeStep:
     """One token for every row through one binding that is made once: only the numbers in its buffers change."""
 
-    def __init__(self, session: Any, buffer: KvBuffer, inputs: frozenset[str], vocab_size: int) -> None:
+    def __init__(self, graphs: EngineGraphs, body: Body, buffer: KvBuffer, vocab_size: int) -> None:
         """Binds ids, lengths, cache and logits of `buffer`'s batch."""
         batch = buffer.batch
-        self._session, self._buffer = session, buffer
+        self._graphs, self._body, self._buffer = graphs, body, buffer
         self._feeds: dict[str, np.ndarray] = {
             "input_ids": np.zeros((batch, 1), np.int64),
             "position_ids": np.zeros((batch, 1), np.int64),
@@ -194,12 +200,11 @@ class DecodeStep:
             "logits_positions": np.zeros(1, np.int64),
         }
         self._logits = np.zeros((batch, 1, vocab_size), np.float32)
-        self._binding = session.io_binding()
-        for name, array in self._feeds.items():
-            if name in inputs:
-                self._binding.bind_input(name, "cpu", 0, array.dtype, array.shape, array.ctypes.data)
+        self._states = self._logits if body.output == "logits" else np.zeros((batch, 1, body.width), np.float32)
+        self._binding = body.session.io_binding()
+        _bind(self._binding, body, self._feeds, self._states)
         _bind_cache(self._binding, buffer, buffer.row_pointers(0), batch)
-        self._binding.bind_output("logits", "cpu", 0, np.float32, self._logits.shape, self._logits.ctypes.data)
+        self._head = graphs.bind_head(self._states, self._logits)
 
     def run(self, ids: np.ndarray) -> np.ndarray:
         """Runs ids int64 [B, 1] and returns logits float32 [B, 1, V]."""
@@ -208,9 +213,19 @@ class DecodeStep:
         feeds["position_ids"][:, 0] = lengths - self._buffer.layout.prefix_length
         feeds["seqlens_k"][:] = lengths
         feeds["total_sequence_length"][...] = lengths.max() + 1
-        self._session.run_with_iobinding(self._binding)
+        self._body.session.run_with_iobinding(self._binding)
+        if self._head is not None:
+            self._graphs.run_head(self._head)
         lengths += 1
         return self._logits.copy()
+
+
+def _bind(binding: Any, body: Body, feeds: dict[str, np.ndarray], states: np.ndarray) -> None:
+    """Binds the inputs that `body` has, and its output."""
+    for name, array in feeds.items():
+        if name in body.inputs:
+            binding.bind_input(name, "cpu", 0, array.dtype, array.shape, array.ctypes.data)
+    binding.bind_output(body.output, "cpu", 0, np.float32, states.shape, states.ctypes.data)
 
 
 def _bind_cache(binding: Any, buffer: KvBuffer, pointers: Any, batch: int) -> None:

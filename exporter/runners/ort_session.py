@@ -2,12 +2,20 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
+import numpy as np
 from spikeexport.calibration.foundation.errors import BackendError, one_line
 from spikeexport.runners.cpu import physical_cores, u8s8_saturates
+from spikeexport.runners.ort_provider import CPU, provider_list, require_provider
+
+_WEIGHT_ONLY = {
+    "session.qdq_matmulnbits_accuracy_level": "4",
+    "session.qdq_matmulnbits_block_size": "64",
+}
 
 
 @dataclass(frozen=True)
@@ -18,28 +26,39 @@ class SessionSettings:
         threads: Threads of one operator; None = the physical cores that this process may use.
         spinning: Whether idle threads wait actively; off costs 1.4 x in decode and saves power.
         prepacking: Whether weights are re-laid for the kernels when loading; off costs 3 x prefill and 14 x decode.
+        provider: Where operators run: a key of `PROVIDERS`.
         precise_int8: Whether u8 x s8 products avoid 16-bit sums; None = only on CPUs where those can saturate.
+        initializers: Values in place of the file's, by the initializer's name.
     """
 
     threads: int | None = None
     spinning: bool = True
     prepacking: bool = True
     precise_int8: bool | None = None
+    initializers: Mapping[str, np.ndarray] = field(default_factory=dict)
+    provider: str = CPU
 
 
 def open_session(
-    model: Path, settings: SessionSettings, optimization: Literal["basic", "all"], optimized_to: Path | None = None
+    model: Path,
+    settings: SessionSettings,
+    optimization: Literal["basic", "all"],
+    optimized_to: Path | None = None,
+    *,
+    weight_only: bool = False,
 ) -> Any:
-    """Opens a session on the CPU.
+    """Opens a session on the provider that `settings` name, and makes sure that it runs there.
 
     Args:
         model: The .onnx file.
         settings: Threads and the like.
         optimization: "basic" leaves Q/DQ as they are (exact in floating point); "all" fuses.
         optimized_to: Where to write the graph that ONNX Runtime really runs, or None.
+        weight_only: Whether DequantizeLinear + MatMul becomes MatMulNBits (ONNX Runtime 1.32 and later).
 
     Raises:
-        BackendError: ONNX Runtime is not installed, or refuses the file.
+        BackendError: ONNX Runtime is not installed, refuses the file, or cannot run it on that provider.
+        UsageError: An unknown provider.
     """
     onnxruntime = import_onnxruntime()
     options = onnxruntime.SessionOptions()
@@ -47,7 +66,7 @@ def open_session(
     options.intra_op_num_threads = settings.threads or physical_cores()
     level = onnxruntime.GraphOptimizationLevel
     options.graph_optimization_level = level.ORT_ENABLE_ALL if optimization == "all" else level.ORT_ENABLE_BASIC
-    for key, value in _entries(settings).items():
+    for key, value in {**_entries(settings), **(_WEIGHT_ONLY if weight_only else {})}.items():
         options.add_session_config_entry(key, value)
     if optimized_to is not None:
         options.optimized_model_filepath = str(optimized_to)
@@ -55,10 +74,17 @@ def open_session(
         prefix = "session.optimized_model_external_initializers"
         options.add_session_config_entry(f"{prefix}_file_name", f"{optimized_to.name}.data")
         options.add_session_config_entry(f"{prefix}_min_size_in_bytes", "1024")
+    # The session copies them when it is made; until then they have to live.
+    values = {name: onnxruntime.OrtValue.ortvalue_from_numpy(value) for name, value in settings.initializers.items()}
+    for name, value in values.items():
+        options.add_initializer(name, value)
+    providers = provider_list(onnxruntime, settings.provider)
     try:
-        return onnxruntime.InferenceSession(str(model), options, providers=["CPUExecutionProvider"])
+        session = onnxruntime.InferenceSession(str(model), options, providers=providers)
     except Exception as error:  # ONNX Runtime's own exception types share no base class.
         raise BackendError(f"ONNX Runtime cannot load {model}: {one_line(error)}; write it again.") from error
+    require_provider(session, settings.provider, model.name)
+    return session
 
 
 def import_onnxruntime() -> Any:

@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from spikeexport.calibration.cache_argument import with_cache
 from spikeexport.calibration.checkpoint import Checkpoint, bos_id, load_model, open_checkpoint
 from spikeexport.runners.base import CausalRunner
 
@@ -61,7 +62,8 @@ class TorchRunner(CausalRunner):
         ids = np.concatenate([prefix, ids], axis=1)
         full_mask = torch.from_numpy(np.concatenate([np.ones_like(prefix), mask], axis=1))
         positions = (full_mask.cumsum(-1) - 1).clamp(min=0)
-        logits, past = self._forward(ids, full_mask, positions, None, last_only)
+        past = self._new_cache()
+        logits = self._forward(ids, full_mask, positions, past, last_only)
         behind_prefix = logits if last_only else logits[:, prefix.shape[1] :]
         return behind_prefix, TorchCache(past, full_mask)
 
@@ -70,26 +72,30 @@ class TorchRunner(CausalRunner):
         new = torch.ones(ids.shape, dtype=torch.int64)
         mask = torch.cat([cache.mask, new], dim=1)
         positions = (mask.cumsum(-1) - 1)[:, -ids.shape[1] :]
-        logits, past = self._forward(ids, mask, positions, cache.past, False)
-        return logits, TorchCache(past, mask)
+        return self._forward(ids, mask, positions, cache.past, False), TorchCache(cache.past, mask)
 
     def close(self) -> None:
         """Drops the model."""
         self.model = None
 
+    def _new_cache(self) -> Any:
+        from transformers import DynamicCache
+
+        return DynamicCache(config=self.model.config)
+
     def _forward(
         self, ids: np.ndarray, mask: torch.Tensor, positions: torch.Tensor, past: Any, last_only: bool
-    ) -> tuple[np.ndarray, Any]:
+    ) -> np.ndarray:
         with torch.inference_mode():
             output = self.model(
                 input_ids=torch.from_numpy(np.ascontiguousarray(ids)).to(self._device),
                 attention_mask=mask.to(self._device),
                 position_ids=positions.to(self._device),
-                past_key_values=past,
+                **with_cache(self.model, past),
                 use_cache=True,
                 logits_to_keep=1 if last_only else 0,
             )
-        return output.logits.float().cpu().numpy(), output.past_key_values
+        return output.logits.float().cpu().numpy()
 
     def _logits_behind_prefix(self) -> np.ndarray:
         empty = np.zeros((1, 0), dtype=np.int64)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -63,12 +63,27 @@ def window_batches(runner: CausalRunner, windows: np.ndarray) -> Iterator[np.nda
     Raises:
         UsageError: A window is longer than the subject takes.
     """
-    seqlen = windows.shape[1]
-    require_room(runner, seqlen)
-    fitting = min(_TOKENS_PER_CALL // seqlen, _LOGIT_BYTES_PER_CALL // (4 * seqlen * runner.vocab_size))
-    size = max(1, min(fitting, runner.max_batch or fitting))
+    require_room(runner, windows.shape[1])
+    size = rows_per_call(runner, windows.shape[1])
     for start in range(0, len(windows), size):
         yield windows[start : start + size]
+
+
+def rows_per_call(runner: CausalRunner, tokens: int) -> int:
+    """Returns how many sequences of `tokens` fit the subject and keep their logits within half a gigabyte."""
+    fitting = min(_TOKENS_PER_CALL // tokens, _LOGIT_BYTES_PER_CALL // (4 * tokens * runner.vocab_size))
+    return max(1, min(fitting, runner.max_batch or fitting))
+
+
+def left_padded(sequences: Sequence[Sequence[int]]) -> tuple[np.ndarray, np.ndarray]:
+    """Returns ids and mask int64 [B, S] of sequences that are not empty, padded on the left."""
+    width = max(len(ids) for ids in sequences)
+    ids = np.zeros((len(sequences), width), np.int64)
+    mask = np.zeros_like(ids)
+    for row, sequence in enumerate(sequences):
+        ids[row, width - len(sequence) :] = sequence
+        mask[row, width - len(sequence) :] = 1
+    return ids, mask
 
 
 def require_room(runner: CausalRunner, tokens: int) -> None:

@@ -15,6 +15,8 @@ from spikeexport.graphs.onnxruntime.logit_positions import GatherLogitPositions
 from spikeexport.graphs.onnxruntime.lowering_pass import LoweringPass, Skip
 from spikeexport.graphs.onnxruntime.packed_qkv import PackQkv
 from spikeexport.graphs.onnxruntime.rms_norm import FoldNormWeights, FuseSkipNorm, SimplifyRmsNorm
+from spikeexport.graphs.onnxruntime.split_head import SPLIT_HEAD
+from spikeexport.graphs.onnxruntime.weight_only_decode import WeightOnlyDecode
 from spikeexport.graphs.onnxruntime.weight_only_linear import WeightOnlyLinears
 
 LOWERING: tuple[type[LoweringPass], ...] = (
@@ -30,6 +32,9 @@ LOWERING: tuple[type[LoweringPass], ...] = (
     FuseSkipNorm,
 )
 """What turns a portable graph into ONNX Runtime's, in order."""
+
+PASS_NAMES = (*(step.name for step in LOWERING), SPLIT_HEAD, WeightOnlyDecode.name)
+"""What can be switched off, in order: the passes, then the steps to the forms that run."""
 
 
 @dataclass(frozen=True)
@@ -57,9 +62,9 @@ def lower(model: ir.Model, without: Collection[str] = ()) -> tuple[PassReport, .
     Raises:
         UsageError: `without` names an unknown pass.
     """
-    unknown = sorted(set(without) - {step.name for step in LOWERING})
+    unknown = sorted(set(without) - set(PASS_NAMES))
     if unknown:
-        raise UsageError(f"Unknown lowering pass {unknown[0]!r}: there are {', '.join(s.name for s in LOWERING)}.")
+        raise UsageError(f"Unknown lowering pass {unknown[0]!r}: there are {', '.join(PASS_NAMES)}.")
     reports = []
     for step in LOWERING:
         if step.name in without:

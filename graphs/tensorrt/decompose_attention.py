@@ -13,7 +13,7 @@ from spikeexport.graphs.weights import set_weight
 HIDDEN_SCORE = -1e30
 """Stands for a masked score: finite, since a row of padding may hide everything but itself."""
 
-_KEEP_SIZES = ("Concat", "RotaryEmbedding", "RMSNormalization", "Cast")
+_KEEP_SIZES = ("Concat", "RotaryEmbedding", "RMSNormalization", "Cast", "Mul", "QuantizeLinear", "DequantizeLinear")
 
 
 class DecomposeFullPrecisionAttention(ir.passes.InPlacePass):

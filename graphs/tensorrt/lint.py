@@ -41,6 +41,27 @@ def reasons_by_module(findings: Iterable[Finding]) -> dict[str, str]:
     return reasons
 
 
+def reasons_by_node(findings: Iterable[Finding]) -> dict[str, str]:
+    """Returns ONNX node -> why its attention is not one kernel and the cure."""
+    return {
+        finding.node: f"{finding.why} ({finding.cure})"
+        for finding in findings
+        if finding.effect in ("unfused", "refused")
+    }
+
+
+def in_words(findings: Iterable[Finding]) -> list[str]:
+    """Returns one line per kind of finding: the effect, the first node and how many more, what was found, the cure."""
+    groups: dict[tuple[str, str], list[Finding]] = {}
+    for finding in findings:
+        groups.setdefault((finding.rule, finding.why), []).append(finding)
+    return [
+        f"{group[0].effect}: {group[0].node}{f' and {len(group) - 1} more' if len(group) > 1 else ''}: "
+        f"{group[0].why}; {group[0].cure}"
+        for group in groups.values()
+    ]
+
+
 def _check(node: ir.Node, around: Surroundings) -> Iterator[Finding]:
     for rule in RULES:
         if rule.operators and node.op_type not in rule.operators:

@@ -93,7 +93,7 @@ def _serves_no_product(node: ir.Node, _: Surroundings) -> str | None:
 def _reaches_product(value: ir.Value, depth: int) -> bool:
     if depth == 0 or value.is_graph_output():
         return True
-    passing = (*PASS_THROUGH, "Concat", "Gather", "Expand", "Attention")
+    passing = (*PASS_THROUGH, "Concat", "Gather", "Expand", "Mul", "Attention")
     return any(
         use.node.op_type in PRODUCTS
         or use.node.op_type == "Attention"

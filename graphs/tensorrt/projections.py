@@ -11,6 +11,9 @@ from spikeexport.graphs.tensorrt.qdq import DequantizedInput, constant_value, de
 BY_HEAD = (0, 2, 1, 3)
 """[B, S, heads, D] -> [B, heads, S, D]."""
 
+_CACHE_STEPS = ("Cast", "Mul", "DequantizeLinear", "QuantizeLinear")
+"""What an INT8 cache puts between the new heads, the past and the attention."""
+
 _PER_HEAD = ("RotaryEmbedding", "RMSNormalization")
 
 
@@ -56,8 +59,36 @@ def projections_of(attention: ir.Node) -> tuple[Projection, ...] | str:
 def _new_heads(attention: ir.Node) -> list[ir.Value | None]:
     """Returns the heads of the new tokens: keys and values are the last part of their Concat with the cache."""
     query, key, value = attention.inputs[:3]
-    parts = [item.producer() if item is not None else None for item in (key, value)]
-    return [query, *(part.inputs[-1] if part is not None and part.op_type == "Concat" else None for part in parts)]
+    return [query, *(_last_part(item) for item in (key, value))]
+
+
+def _last_part(value: ir.Value | None) -> ir.Value | None:
+    """Returns what is joined last, looking through the scaling and Q/DQ of an INT8 cache; None where nothing is."""
+    joined = _above(value, _CACHE_STEPS)
+    while joined is not None and joined.op_type == "Concat":
+        value = joined.inputs[-1]
+        joined = _above(value, _CACHE_STEPS)
+        if joined is None or joined.op_type != "Concat":
+            return _below_quantizer(value)
+    return None
+
+
+def _below_quantizer(value: ir.Value | None) -> ir.Value | None:
+    """Returns the heads that a cache's quantiser reads, or the value itself where there is none."""
+    node = value.producer() if value is not None else None
+    if node is None or node.op_type != "QuantizeLinear":
+        return value
+    while node is not None and node.op_type in _CACHE_STEPS:
+        value = node.inputs[0]
+        node = value.producer() if value is not None else None
+    return value
+
+
+def _above(value: ir.Value | None, passing: tuple[str, ...]) -> ir.Node | None:
+    node = value.producer() if value is not None else None
+    while node is not None and node.op_type in passing:
+        node = node.inputs[0].producer() if node.inputs[0] is not None else None
+    return node
 
 
 def _projection(value: ir.Value | None) -> Projection | str:

@@ -65,7 +65,7 @@ class FakeRunner(CausalRunner):
 def test_ratios_and_rates_follow_the_clock(monkeypatch, tmp_path):
     clock = [0.0]
     runners = {"fast": FakeRunner(clock, 0.1, 0.01), "slow": FakeRunner(clock, 0.3, 0.02)}
-    monkeypatch.setattr("spikeexport.bench.open_bench_subject", runners.__getitem__)
+    monkeypatch.setattr("spikeexport.bench.open_bench_subject", lambda name, options: runners[name])
     monkeypatch.setattr("spikeexport.bench.time.perf_counter", lambda: clock[0])
     result = bench("fast", ["slow"], prefill=10, decode=4, batch=2, rounds=3, memory=False)
     assert result.ratios["slow"].prefill == pytest.approx(3.0)
@@ -88,7 +88,7 @@ def test_a_round_is_one_prefill_and_the_median_step(monkeypatch):
     [({"prefill": 0}, "give 1 or more"), ({"prefill": 100}, "takes 64 tokens"), ({"batch": 3}, "batches of 2")],
 )
 def test_impossible_requests_are_explained(numbers, message, monkeypatch):
-    monkeypatch.setattr("spikeexport.bench.open_bench_subject", lambda name: FakeRunner([0.0], 1, 1))
+    monkeypatch.setattr("spikeexport.bench.open_bench_subject", lambda name, options: FakeRunner([0.0], 1, 1))
     with pytest.raises(UsageError, match=message):
         bench("fake", **{"prefill": 8, "decode": 2, "memory": False, **numbers})
 

@@ -9,6 +9,8 @@ from spikeexport.calibration.foundation.errors import GraphError, PlanError, Spi
 from spikeexport.calibration.records.plan import load_plan, save_plan
 from spikeexport.export import export
 from spikeexport.graphs.reading import read_portable
+from spikeexport.inspect import inspect
+from spikeexport.runners import open_subject
 from transformers import AutoTokenizer
 
 from tests.naive_plan import naive_plan
@@ -189,3 +191,21 @@ def test_folder_that_cannot_be_written_is_one_sentence(tiny_llama_folder, recipe
     (tmp_path / "file").touch()
     with pytest.raises(SpikeExportError, match="Cannot write"):
         export(tiny_llama_folder, tmp_path / "file" / "tiny.onnx", recipe=recipe)
+
+
+def test_int8_cache_is_calibrated_saved_in_the_recipe_and_run(tiny_llama_folder, sample_text_file, tmp_path):
+    choices = {"samples": 8, "seqlen": 64, "calibration": (str(sample_text_file),), "kv": "int8", "weights": "fp"}
+    first, again = tmp_path / "first.onnx", tmp_path / "again.onnx"
+    result = export(tiny_llama_folder, first, **choices, dtype="fp32", save_recipe=tmp_path / "recipe.json")
+    assert result.to_json()["kv"] == inspect(first)["kv"] == "int8"
+    export(tiny_llama_folder, again, recipe=tmp_path / "recipe.json", dtype="fp32")
+    assert first.with_name("first.onnx.data").read_bytes() == again.with_name("again.onnx.data").read_bytes()
+    with open_subject(first) as runner, open_subject(tiny_llama_folder) as reference:
+        ids = np.array([reference.tokenizer(sample_text_file.read_text()[:200])["input_ids"][:20]])
+        expected = reference.prefill(ids)[0]
+        logits, cache = runner.prefill(ids[:, :12])
+        rest, _ = runner.decode(ids[:, 12:], cache)
+    found = np.concatenate([logits, rest], axis=1)
+    assert 1e-5 < np.linalg.norm(found - expected) / np.linalg.norm(expected) < 0.05
+    with pytest.raises(UsageError, match="The KV cache of --recipe is int8, so that --kv fp contradicts it"):
+        export(tiny_llama_folder, again, recipe=tmp_path / "recipe.json", kv="fp")

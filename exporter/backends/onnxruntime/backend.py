@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -28,6 +29,7 @@ class OnnxRuntimeBackend(Backend):
     """Lowers to u8 x s8 integer products, GroupQueryAttention and fused norms, in FP32 otherwise."""
 
     name: ClassVar[str] = "onnxruntime"
+    lowers: ClassVar[bool] = True
 
     def why_unavailable(self) -> str | None:
         """Says what is missing to build here; see `Backend.why_unavailable`."""
@@ -39,43 +41,45 @@ class OnnxRuntimeBackend(Backend):
             return str(error)
         return None
 
-    def build(
-        self, portable: PortableModel, folder: Path, options: BuildOptions, *, without: tuple[str, ...] = ()
-    ) -> Compiled:
+    def build(self, portable: PortableModel, folder: Path, options: BuildOptions) -> Compiled:
         """Lowers `portable` into `folder`; see `Backend.build`.
 
         Args:
             portable: The exported graph; it is read anew and stays as it is.
             folder: Where to write.
             options: Batch and sequence limits are met by any size; GPU options are refused.
-            without: Lowering passes to leave out.
 
         Raises:
-            UsageError: GPU options, or an unknown pass in `without`.
+            UsageError: GPU options, or an unknown pass in `options.without`.
         """
         import onnx_ir as ir
-        from spikeexport.backends.onnxruntime.first_run import check_first_run
+        from spikeexport.backends.onnxruntime.phases import phase_words
         from spikeexport.backends.onnxruntime.truth import node_modules, optimized_graph, read_truth
+        from spikeexport.graphs.onnxruntime.forms import write_forms
         from spikeexport.graphs.onnxruntime.lowering import lower
+        from spikeexport.runners.engine_graphs import DECODE_NAME, HEAD_NAME
 
         _refuse_gpu_options(options)
         model = ir.load(portable.path)
         layers = sum(node.op_type == "Attention" for node in model.graph)
         prefix = prefix_arrays(model.graph)
-        reports = lower(model, without)
-        for report in reports:
-            _say_report(report)
-        ir.save(model, folder / MODEL_NAME, external_data=f"{MODEL_NAME}.data")
+        reports = lower(model, options.without)
         shared = any(value.name == "seqlens_k" for value in model.graph.inputs)
         if shared and prefix:
             from safetensors.numpy import save
 
             (folder / PREFIX_NAME).write_bytes(save(prefix))
+        forms = write_forms(model, folder / MODEL_NAME, (DECODE_NAME, HEAD_NAME), options.without)
+        reports = (*reports, *forms.reports)
+        for report in reports:
+            _say_report(report)
         planned = portable.plan.quantized_linears if portable.plan is not None else ()
         optimized = optimized_graph(folder / MODEL_NAME)
         truth = read_truth(optimized, planned, node_modules(model.graph), layers)
-        check_first_run(_open_built(folder, portable, prefix if shared else None), portable.path.name)
-        return Compiled(truth=truth, target=_target(reports, shared), versions=_versions())
+        phases = phase_words(forms, optimized, folder / DECODE_NAME)
+        _check_first_runs(_open_built(folder, portable, prefix if shared else None), portable.path.name)
+        target = {**_target(reports, shared), **phases}
+        return Compiled(truth=truth, target=target, versions=_versions())
 
     def runner(self, folder: Path, **options: Any) -> CausalRunner:
         """Opens a built folder; see `Backend.runner`.
@@ -119,6 +123,19 @@ def _open_built(folder: Path, portable: PortableModel, prefix: dict[str, np.ndar
     return OrtEngineRunner(folder / MODEL_NAME, assets, in_order(prefix))
 
 
+def _check_first_runs(runner: CausalRunner, name: str) -> None:
+    """Checks each form alone: the two of one model differ by what quantising the inputs does."""
+    from spikeexport.backends.onnxruntime.first_run import check_first_run
+    from spikeexport.runners.ort_engine_runner import OrtEngineRunner
+
+    if not isinstance(runner, OrtEngineRunner):
+        check_first_run(runner, name)
+        return
+    for rows in (0, runner.max_positions):
+        runner.settings = replace(runner.settings, decode_rows=rows)
+        check_first_run(runner, name)
+
+
 def in_order(prefix: dict[str, np.ndarray]) -> tuple[np.ndarray, ...]:
     """Returns the prefix in the order of the graph's past inputs: key and value of each layer."""
     return tuple(prefix[f"prefix.{layer}.{kind}"] for layer in range(len(prefix) // 2) for kind in ("key", "value"))
@@ -126,12 +143,17 @@ def in_order(prefix: dict[str, np.ndarray]) -> tuple[np.ndarray, ...]:
 
 def _read_prefix(folder: Path) -> tuple[np.ndarray, ...]:
     """Returns the prefix that `build` wrote, in the order of the graph's past inputs, or nothing."""
+    return in_order(read_prefix_arrays(folder))
+
+
+def read_prefix_arrays(folder: Path) -> dict[str, np.ndarray]:
+    """Returns the prefix that `build` wrote beside a graph with a shared cache, by `prefix.{layer}.key/value`."""
     path = folder / PREFIX_NAME
     if not path.exists():
-        return ()
+        return {}
     from safetensors.numpy import load_file
 
-    return in_order(load_file(path))
+    return load_file(path)
 
 
 def _refuse_gpu_options(options: BuildOptions) -> None:
@@ -152,8 +174,6 @@ def _target(reports: tuple[PassReport, ...], shared: bool) -> dict[str, str | in
         "device": "cpu",
         "compute": "fp32",
         "cache": "shared" if shared else "past/present",
-        "prefill": "w8a8",
-        "decode": "w8a8",
         "passes": [f"{report.name} x {report.applied}" for report in reports],
         "skipped": sorted({f"{report.name}: {skip.why}" for report in reports for skip in report.skips}),
     }

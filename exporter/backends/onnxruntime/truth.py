@@ -24,12 +24,13 @@ _LEFTOVERS = frozenset({"DequantizeLinear", "Cast", "Transpose", "Concat", "Expa
 """Operators that the fast form does not need."""
 
 
-def optimized_graph(model: Path) -> ir.Graph:
-    """Returns the graph that ONNX Runtime runs for `model` on this CPU, weights left out."""
+def optimized_graph(model: Path, *, weight_only: bool = False) -> ir.Graph:
+    """Returns the graph that ONNX Runtime runs for `model` on this CPU, weights left out; see `open_session`."""
     # Beside the model, where there is room for its weights a second time.
     with tempfile.TemporaryDirectory(dir=model.parent) as folder:
         target = Path(folder) / "optimized.onnx"
-        session = open_session(model, SessionSettings(prepacking=False), "all", optimized_to=target)
+        settings = SessionSettings(prepacking=False)
+        session = open_session(model, settings, "all", optimized_to=target, weight_only=weight_only)
         del session
         return ir.load(target).graph
 
@@ -64,6 +65,11 @@ def read_truth(graph: ir.Graph, planned: Iterable[str], modules: Mapping[str, st
         leftovers={kind: Leftover(count=counts[kind]) for kind in sorted(_LEFTOVERS) if counts[kind]},
         kernels={"prefill": len(graph), "decode": len(graph)},
     )
+
+
+def linear_operators(graph: ir.Graph, modules: Mapping[str, str]) -> dict[str, str]:
+    """Returns module path -> the operator that computes that linear; arguments as for `read_truth`."""
+    return {module: node.op_type for node in graph for module in _modules_of(node, modules)}
 
 
 def node_modules(graph: ir.Graph) -> dict[str, str]:

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import onnx_ir as ir
 from spikeexport.backends.base import Backend, BuildOptions
 from spikeexport.backends.manifest import Compiled, Target, load_manifest
+from spikeexport.backends.signature import graph_signature
 from spikeexport.backends.tensorrt.flavor import Flavor
 from spikeexport.backends.tensorrt.gpus import ask_gpus
 from spikeexport.backends.tensorrt.inspector_json import read_inspector
@@ -22,9 +23,9 @@ from spikeexport.backends.tensorrt.request import BuildAnswer, BuildRequest
 from spikeexport.backends.tensorrt.subprocess_build import build_in_subprocess
 from spikeexport.backends.tensorrt.truth import engine_truth
 from spikeexport.calibration.foundation.errors import BackendError
-from spikeexport.calibration.foundation.progress import warn
+from spikeexport.calibration.foundation.progress import say, warn
 from spikeexport.graphs.tensorrt.findings import Finding
-from spikeexport.graphs.tensorrt.lint import lint, reasons_by_module
+from spikeexport.graphs.tensorrt.lint import in_words, lint, reasons_by_module, reasons_by_node
 from spikeexport.graphs.tensorrt.lowering import write_lowered
 from spikeexport.graphs.tensorrt.roles import find_roles
 
@@ -73,6 +74,8 @@ class TensorRtFamily(Backend):
         targets = options.compute_capabilities or self.flavor.default_targets
         planned = portable.plan.quantized_linears if portable.plan else ()
         findings = lint(portable.model, planned)
+        for line in in_words(findings):
+            say(f"lint: {line}")
         with tempfile.TemporaryDirectory(prefix=".lowered-", dir=folder.parent) as private:
             lowered = write_lowered(portable.path, Path(private))
             roles = find_roles(ir.load(lowered))
@@ -82,9 +85,10 @@ class TensorRtFamily(Backend):
             if _EXPECTED_WARNING not in message:
                 warn(message)
         layers = _read_layers(folder, answer)
-        truth = engine_truth(layers, roles, planned, reasons_by_module(findings))
+        truth = engine_truth(layers, roles, planned, reasons_by_module(findings), reasons_by_node(findings))
         versions = {self.flavor.module: answer.version}
-        return Compiled(truth=truth, target=self._target(targets, limits), versions=versions)
+        signature = graph_signature(portable.model.graph)
+        return Compiled(truth=truth, target=self._target(targets, limits), versions=versions, signature=signature)
 
     def runner(self, folder: Path, **options: Any) -> CausalRunner:
         """See `Backend.runner`."""

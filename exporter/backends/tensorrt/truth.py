@@ -22,7 +22,11 @@ from spikeexport.graphs.tensorrt.roles import Roles, layer_index
 
 
 def engine_truth(
-    layers: Sequence[EngineLayer], roles: Roles, planned: Sequence[str], reasons: Mapping[str, str]
+    layers: Sequence[EngineLayer],
+    roles: Roles,
+    planned: Sequence[str],
+    reasons: Mapping[str, str],
+    attention_reasons: Mapping[str, str] | None = None,
 ) -> EngineTruth:
     """Decides what became of each planned linear and of each attention.
 
@@ -33,6 +37,7 @@ def engine_truth(
         roles: The ONNX nodes of the linears and attentions.
         planned: Module paths of the linears that the plan quantises.
         reasons: Module path -> reason and cure from the lint, where it has one.
+        attention_reasons: The same by ONNX node for attentions.
 
     Raises:
         BackendError: The layers name none of the graph's linears, so that nothing can be said.
@@ -54,6 +59,7 @@ def engine_truth(
         attention_fused=len(roles.attentions) - len(unfused),
         attention_layers=len(roles.attentions),
         attention_unfused=unfused,
+        attention_why=_attention_why(unfused, roles, attention_reasons or {}),
         leftovers=_leftovers(layers),
         kernels=count_kernels(layers),
     )
@@ -112,6 +118,12 @@ def _is_fused(nodes: Sequence[str], layers: Sequence[EngineLayer], profiles: Seq
         if not any(is_attention(layer) for layer in kernels) or any(is_product(layer) for layer in kernels):
             return False
     return True
+
+
+def _attention_why(unfused: Iterable[str], roles: Roles, reasons: Mapping[str, str]) -> dict[str, str]:
+    # A lowering may have written the operator out, under its own name as scope.
+    found = {name: [why for node, why in reasons.items() if node.startswith(f"{name}/")] for name in unfused}
+    return {name: whys[0] for name, whys in found.items() if whys}
 
 
 def _leftovers(layers: Sequence[EngineLayer]) -> dict[str, Leftover]:

@@ -1,6 +1,7 @@
 import numpy as np
 import pytest
 import torch
+from spikeexport.calibration.cache_argument import with_cache
 from spikeexport.calibration.checkpoint import load_model, open_checkpoint
 from spikeexport.calibration.foundation.errors import CalibrationError
 from spikeexport.calibration.text import calibration_windows, self_sampling
@@ -78,7 +79,7 @@ def test_the_cache_keeps_what_the_whole_pass_sees(family, tmp_path):
     cache = growing_cache(model.config, 90)
     with torch.inference_mode():
         whole = model(ids).logits
-        steps = [model(part, past_key_values=cache).logits for part in ids.split([10, *[1] * 70, 10], dim=1)]
+        steps = [model(part, **with_cache(model, cache)).logits for part in ids.split([10, *[1] * 70, 10], dim=1)]
     torch.testing.assert_close(torch.cat(steps, dim=1), whole, rtol=1e-4, atol=1e-4)
 
 

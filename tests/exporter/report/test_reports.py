@@ -105,7 +105,7 @@ def test_profile_without_spikes_says_so(profile, tmp_path):
 def comparison():
     random = np.random.default_rng(0)
     windows = tuple(
-        WindowDivergence(*(np.full(80, value) for value in (3.0, 3.05)), random.random(80), np.ones(80), np.ones(80))
+        WindowDivergence(*(np.full(80, value) for value in (3.0, 3.05)), random.random(80), *np.ones((5, 80)))
         for _ in range(4)
     )
     linears = [LayerError(f"model.layers.{i}.mlp.down_proj", "linear", 20.0 - i, 0.99, i != 2) for i in range(4)]

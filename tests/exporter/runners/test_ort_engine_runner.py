@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -37,7 +38,7 @@ def test_decode_equals_prefill_on_the_same_tokens(pair):
 
 
 def test_integer_decode_equals_prefill_exactly_where_codes_agree(tiny_llama_folder, tmp_path):
-    lowered = open_pair(tiny_llama_folder, tmp_path, prefix=True).lowered
+    lowered = open_pair(tiny_llama_folder, tmp_path, prefix=True, without=("weight-only-decode",)).lowered
     ids = random_ids(1, 12)
     whole, _ = lowered.prefill(ids)
     first, cache = lowered.prefill(ids[:, :11])
@@ -140,3 +141,17 @@ def test_a_prefix_that_is_not_filled_in_is_noticed(tiny_llama_folder, tmp_path):
     object.__setattr__(layout, "prefix", wrong)
     found, _ = pair.lowered.prefill(ids)
     assert np.abs(found - expected).max() > 100 * TOLERANCE
+
+
+def test_the_form_follows_the_number_of_tokens(tiny_llama_folder, tmp_path):
+    """Few tokens run in the decode form, wherever they come from; many in the prefill form."""
+    lowered = open_pair(tiny_llama_folder, tmp_path, prefix=True).lowered
+    ids = random_ids(1, 4)
+    decode_form, _ = lowered.prefill(ids)
+    lowered.settings = replace(lowered.settings, decode_rows=3)
+    prefill_form, cache = lowered.prefill(ids)
+    assert 1e-4 < np.abs(decode_form - prefill_form).max() < 0.2 * np.abs(prefill_form).max()
+    batch = np.repeat(ids, 4, axis=0)
+    _, cache = lowered.prefill(batch)
+    lowered.decode(batch[:, :1], cache)
+    assert cache.step._body is lowered._graphs.prefill

@@ -114,7 +114,7 @@ def test_a_model_whose_attention_does_not_fit_runs_with_past_and_present(onnx_fi
     backend, source = OnnxRuntimeBackend(), read_portable(onnx_file)
     folder = tmp_path / "folder"
     folder.mkdir()
-    compiled = backend.build(source, folder, BuildOptions(), without=("group-query-attention", "int8-embedding"))
+    compiled = backend.build(source, folder, BuildOptions(without=("group-query-attention", "int8-embedding")))
     assert compiled.target["cache"] == "past/present"
     assert "group-query-attention: switched off" in compiled.target["skipped"]
     assert compiled.truth.int8_coverage == 1.0

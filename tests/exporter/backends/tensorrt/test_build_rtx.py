@@ -12,7 +12,9 @@ from spikeexport.backends.tensorrt.request import BuildRequest
 from spikeexport.backends.tensorrt.subprocess_build import build_in_subprocess
 from spikeexport.build import build
 from spikeexport.calibration.foundation.errors import BackendError, CheckFailed, UsageError
+from spikeexport.graphs.passes.quantize_kv_cache import QuantizeKvCache
 from spikeexport.graphs.saving import save_model
+from spikeexport.inspect import inspect
 from spikeexport.runners import open_subject
 
 from tests.constant_plan import portable_graph, write_portable
@@ -92,9 +94,13 @@ def test_cut_engine_is_refused(built, tmp_path):
         (faults.activation_per_channel, "per channel"),
     ],
 )
-def test_planted_pattern_falls_back_and_is_named_with_the_cure(tiny_llama_folder, tmp_path, fault, words):
+def test_planted_pattern_falls_back_and_is_named_with_the_cure(tiny_llama_folder, tmp_path, capsys, fault, words):
     path = _faulty(tiny_llama_folder, tmp_path / "faulty.onnx", fault, DOWN)
+    assert any(item["modules"] == [DOWN] and words in item["why"] for item in inspect(path)["findings"])
     truth = build(path, min_int8_coverage=0.9, **RTX).manifest.truth
+    said = capsys.readouterr().err.replace("\n", " ")
+    assert f"lint: fallback: {DOWN}/MatMul: " in said
+    assert words in said
     assert [fallback.name for fallback in truth.fallbacks] == [DOWN]
     assert words in truth.fallbacks[0].why
     assert "no INT8 product" in truth.fallbacks[0].why
@@ -157,6 +163,19 @@ def test_other_types_build_too_and_unfused_attention_is_said(tiny_llama_folder, 
     assert truth.int8_coverage == 1.0
     assert (truth.attention_fused, truth.attention_layers) == (fused, 3)
     assert len(truth.attention_unfused) == 3 - fused
+    assert all("in FP32 (export with --dtype" in truth.attention_why[name] for name in truth.attention_unfused)
+
+
+def test_int8_cache_costs_no_kernel_and_keeps_attention_whole(tiny_llama_folder, tmp_path, built):
+    model = portable_graph(tiny_llama_folder)
+    QuantizeKvCache({f"kv.{i}.{kind}": np.full((2, 16), 0.02) for i in range(3) for kind in ("key", "value")})(model)
+    save_model(model, tmp_path / "kv.onnx")
+    assert inspect(tmp_path / "kv.onnx")["findings"] == []
+    manifest = build(tmp_path / "kv.onnx", **RTX).manifest
+    assert (manifest.truth.int8_coverage, manifest.truth.attention_fused) == (1.0, 3)
+    assert manifest.truth.kernels == built.manifest.truth.kernels
+    caches = [tensor for tensor in manifest.signature.inputs if tensor.name.startswith("past_key_values.")]
+    assert {tensor.dtype for tensor in caches} == {"int8"}
 
 
 def test_unknown_target_is_a_usage_error_with_the_choice(onnx, tmp_path):

@@ -1,0 +1,1 @@
+"""Writing what a server loads: one file per layout, listed in `deploy`."""

@@ -1,0 +1,96 @@
+"""MODEL@RECIPE: a recipe's INT8 numbers computed in floating point inside the PyTorch model."""
+
+from __future__ import annotations
+
+import contextlib
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from spikeexport.calibration.checkpoint import Checkpoint, open_checkpoint
+from spikeexport.calibration.fakequant import FakeQuantizer
+from spikeexport.calibration.forward import prefix_key_values
+from spikeexport.calibration.records.plan import Plan, PlanTensors
+from spikeexport.calibration.smoothing.apply import apply_folds
+from spikeexport.calibration.structure.sites import DecoderStructure, Site, discover
+from spikeexport.runners.torch_runner import TorchCache, TorchRunner
+
+
+class FakeQuantRunner(TorchRunner):
+    """Folds, scales, exclusions and the unquantised prefix cache of a plan, as an engine would round them.
+
+    Attributes:
+        plan: What it follows.
+    """
+
+    def __init__(self, checkpoint: Checkpoint, plan: Plan, tensors: PlanTensors) -> None:
+        """Loads the model and changes it as the plan says.
+
+        Raises:
+            PlanError: The plan was made for another model.
+        """
+        super().__init__(checkpoint, prefix_ids=plan.prefix.ids if plan.prefix else ())
+        self.plan = plan
+        self.name = f"{checkpoint.name} (fake-quantised)"
+        apply_folds(self.model, plan.folds, tensors)
+        self._key_values = prefix_key_values(self.model, self.prefix_ids) if self.prefix_ids else []
+        self._quantized = contextlib.ExitStack()
+        if plan.weights == "int8":
+            structure = planned_structure(discover(self.model), plan)
+            scales = {site.name: site.scale for site in plan.sites}
+            kept = frozenset(one.linear for one in plan.excluded if one.precision != "w8a16")
+            self._quantized.enter_context(FakeQuantizer(self.model, structure).active(scales, kept))
+
+    def prefill(
+        self, ids: np.ndarray, attention_mask: np.ndarray | None = None, *, last_only: bool = False
+    ) -> tuple[np.ndarray, TorchCache]:
+        """Runs sequences from the start, behind the prefix's unquantised cache; see `CausalRunner.prefill`."""
+        if not getattr(self, "_key_values", ()):
+            return super().prefill(ids, attention_mask, last_only=last_only)
+        mask = np.ones_like(ids) if attention_mask is None else attention_mask
+        depth = len(self.prefix_ids)
+        full = torch.from_numpy(np.concatenate([np.ones((len(ids), depth), np.int64), mask], axis=1))
+        positions = (full.cumsum(-1) - 1).clamp(min=0)[:, depth:]
+        past = self._prefix_cache(len(ids))
+        return self._forward(ids, full, positions, past, last_only), TorchCache(past, full)
+
+    def close(self) -> None:
+        """Ends the quantisation and drops the model."""
+        self._quantized.close()
+        super().close()
+
+    def _prefix_cache(self, batch: int) -> Any:
+        from transformers import DynamicCache
+
+        cache = DynamicCache()
+        for layer, (key, value) in enumerate(self._key_values):
+            cache.update(key.expand(batch, -1, -1, -1), value.expand(batch, -1, -1, -1), layer)
+        return cache
+
+
+def planned_structure(structure: DecoderStructure, plan: Plan) -> DecoderStructure:
+    """Returns the structure with a site for each of the plan's, and one for the excluded linears of each tensor."""
+    by_first = {linear: site for site in plan.sites for linear in site.linears}
+    sites: list[Site] = []
+    for site in structure.sites:
+        planned = {by_first[linear].name: by_first[linear] for linear in site.linears if linear in by_first}
+        sites += [replace(site, name=one.name, linears=one.linears) for one in planned.values()]
+        rest = tuple(linear for linear in site.linears if linear not in by_first)
+        if rest:
+            sites.append(replace(site, name=rest[0], linears=rest))
+    return DecoderStructure(structure.layers, tuple(sites))
+
+
+def open_fakequant_runner(model: str, recipe: Path) -> FakeQuantRunner:
+    """Opens a MODEL as a recipe of `export --save-recipe` quantises it.
+
+    Raises:
+        CheckpointError: The checkpoint cannot be used.
+        PlanError: The recipe cannot be read or belongs to another model.
+    """
+    from spikeexport.decide import read_recipe
+
+    checkpoint = open_checkpoint(model)
+    return FakeQuantRunner(checkpoint, *read_recipe(checkpoint, recipe))

@@ -1,0 +1,1 @@
+"""Scores on question-answering tasks through lm-eval (EleutherAI's evaluation harness)."""

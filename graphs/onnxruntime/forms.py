@@ -1,0 +1,70 @@
+"""From a lowered graph to the forms that run, over one weight file: prefill body, decode body and head."""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+from dataclasses import dataclass
+from pathlib import Path
+
+import onnx_ir as ir
+from spikeexport.graphs.onnxruntime.group_query_attention import SEQLENS
+from spikeexport.graphs.onnxruntime.lowering import PassReport
+from spikeexport.graphs.onnxruntime.lowering_pass import Skip
+from spikeexport.graphs.onnxruntime.split_head import SPLIT_HEAD, split_head
+from spikeexport.graphs.onnxruntime.weight_only_decode import WeightOnlyDecode
+from spikeexport.graphs.saving import data_name, externalise
+
+
+@dataclass(frozen=True)
+class Forms:
+    """The graphs of one model; they share their initializers.
+
+    Attributes:
+        prefill: The body for prompts, or the whole model.
+        decode: The body for single tokens, or None: `prefill` does for both.
+        head: From `hidden` to `logits`, or None: the bodies compute logits.
+        reports: What was done to get there.
+    """
+
+    prefill: ir.Model
+    decode: ir.Model | None
+    head: ir.Model | None
+    reports: tuple[PassReport, ...]
+
+
+def write_forms(model: ir.Model, path: Path, names: tuple[str, str], without: Collection[str] = ()) -> Forms:
+    """Writes a lowered model as its forms, the weights once.
+
+    Args:
+        model: A lowered graph; it becomes the prefill form.
+        path: The prefill form's file; its external data holds the weights of all.
+        names: File names of the decode form and of the head, beside it.
+        without: `weight-only-decode` or `split-head` to leave out.
+    """
+    externalise(model, path.parent, data_name(path.name))
+    shared = any(value.name == SEQLENS for value in model.graph.inputs)
+    head, head_report = _head(model, SPLIT_HEAD in without, shared)
+    decode, decode_report = _decode(model, WeightOnlyDecode.name in without, shared)
+    for form, name in ((model, path.name), (decode, names[0]), (head, names[1])):
+        if form is not None:
+            ir.save(form, path.with_name(name))
+    return Forms(model, decode, head, (head_report, decode_report))
+
+
+_NOT_SHARED = "past and present are apart: one graph does for all"
+
+
+def _head(model: ir.Model, off: bool, shared: bool) -> tuple[ir.Model | None, PassReport]:
+    found = "switched off" if off else split_head(model) if shared else _NOT_SHARED
+    if isinstance(found, str):
+        return None, PassReport(SPLIT_HEAD, 0, (Skip("model", found),))
+    return found, PassReport(SPLIT_HEAD, 1, ())
+
+
+def _decode(model: ir.Model, off: bool, shared: bool) -> tuple[ir.Model | None, PassReport]:
+    if off or not shared:
+        return None, PassReport(WeightOnlyDecode.name, 0, (Skip("model", "switched off" if off else _NOT_SHARED),))
+    decode, step = model.clone(), WeightOnlyDecode()
+    step(decode)
+    report = PassReport(step.name, step.applied, tuple(step.skips))
+    return (decode if step.applied else None), report

@@ -1,0 +1,90 @@
+"""The genai layout, loaded and run by onnxruntime-genai itself."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+
+import pytest
+from spikeexport.backends.manifest import MANIFEST_NAME, EngineManifest
+from spikeexport.calibration.foundation.errors import BackendError, UsageError
+from spikeexport.deploy import source as source_module
+from spikeexport.deploy.deploy import deploy
+from spikeexport.generate import generate
+from spikeexport.graphs.onnxruntime.usual_signature import UsualSignature
+from spikeexport.inspect import inspect
+
+from tests.exporter.deploy.conftest import PROMPT
+
+TOKENS = 24
+
+
+def generated(folder, prompt=PROMPT, *arguments) -> str:
+    command = [sys.executable, str(folder / "generate.py"), "--max-new-tokens", str(TOKENS), *arguments, prompt]
+    return subprocess.run(command, capture_output=True, text=True, check=True, timeout=120).stdout
+
+
+@pytest.mark.parametrize("kind", ["onnx", "onnxruntime"])
+def test_same_tokens_as_our_own_runner(written, tmp_path, kind):
+    subject = written.subject(kind)
+    result = deploy(subject, tmp_path / "out", layout="genai")
+    expected = list(generate(subject, PROMPT, max_new_tokens=TOKENS).ids)
+    assert len(set(expected)) > 3
+    assert json.loads(generated(tmp_path / "out", PROMPT, "--ids")) == expected
+    assert result.deployment.checked == 8
+
+
+@pytest.mark.parametrize("written", [True], indirect=True, ids=["prefix"])
+def test_a_forgotten_prefix_is_noticed_and_nothing_stays(written, tmp_path, monkeypatch):
+    monkeypatch.setattr(UsualSignature, "__init__", lambda self, prefix: setattr(self, "_prefix", {}))
+    with pytest.raises(BackendError, match="nothing was written"):
+        deploy(written.built, tmp_path / "out", layout="genai")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_folder_says_what_it_is_and_how_to_run_it(written, tmp_path):
+    out = tmp_path / "out"
+    data = deploy(written.onnx, out, layout="genai", provider="nvtensorrtrtx").to_json()
+    assert data["start"][-1] == f"python {out.resolve()}/generate.py 'Your prompt'"
+    config = json.loads((out / "genai_config.json").read_text())
+    assert config["model"]["decoder"]["session_options"]["provider_options"] == [{"NvTensorRtRtx": {}}]
+    shown = inspect(out)
+    assert (shown["kind"], shown["layout"]) == ("deployment", "genai")
+    assert shown["onnx_sha256"] == inspect(written.built)["onnx_sha256"]
+    deploy(written.onnx, out, layout="genai", provider="nvtensorrtrtx")
+
+
+def test_what_cannot_be_deployed_is_refused(written, tmp_path):
+    with pytest.raises(UsageError, match="lowered for the CPU"):
+        deploy(written.built, tmp_path / "out", layout="genai", provider="cuda")
+    (tmp_path / "mine").mkdir()
+    with pytest.raises(UsageError, match="is no deployment"):
+        deploy(written.built, tmp_path / "mine", layout="genai")
+    with pytest.raises(UsageError, match=r"neither a built folder nor an \.onnx"):
+        deploy(written.onnx.with_name("tiny.assets"), tmp_path / "out", layout="genai")
+
+
+def test_an_engine_is_refused_with_the_way_out(written, tmp_path):
+    engine = source_module.open_source(written.built).path
+    manifest = json.loads((engine / MANIFEST_NAME).read_text())
+    copy = tmp_path / "engine"
+    copy.mkdir()
+    (copy / "config.json").write_bytes((engine / "config.json").read_bytes())
+    EngineManifest.from_dict({**manifest, "backend": "tensorrt-rtx", "files": []}, "test").save(copy / MANIFEST_NAME)
+    with pytest.raises(UsageError, match=r"loads \.onnx files: deploy the \.onnx"):
+        deploy(copy, tmp_path / "out", layout="genai")
+
+
+@pytest.mark.slow
+def test_real_model_generates_the_same_text(smollm2_gguf, tmp_path):
+    from spikeexport.build import build
+    from spikeexport.export import export
+
+    onnx = tmp_path / "smollm2.onnx"
+    export(smollm2_gguf, onnx, samples=2, seqlen=64, qfem="off", qfep="ids:216,260,1")
+    built = build(onnx, backend="onnxruntime").path
+    deploy(built, tmp_path / "out", layout="genai")
+    prompt = "The three primary colours are"
+    expected = generate(built, prompt, max_new_tokens=TOKENS)
+    assert generated(tmp_path / "out", prompt).rstrip("\n") == expected.text.rstrip("\n")

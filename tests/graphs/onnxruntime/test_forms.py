@@ -1,0 +1,101 @@
+"""The forms of one lowered model: decode and head compute what they should, from the prefill form's own weights."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import onnx_ir as ir
+import pytest
+from spikeexport.calibration.checkpoint import open_checkpoint
+from spikeexport.graphs.onnxruntime.forms import Forms, write_forms
+from spikeexport.graphs.onnxruntime.lowering import lower
+from spikeexport.graphs.onnxruntime.split_head import split_head
+from spikeexport.graphs.onnxruntime.weight_only_decode import WeightOnlyDecode
+from spikeexport.graphs.portable import decoder_linears
+from spikeexport.runners.engine_graphs import DECODE_NAME, HEAD_NAME
+
+from tests.graphs.onnxruntime.test_families import EXACT, FAMILIES, TOLERANCE
+from tests.lowered_models import open_family_pair, open_pair, portable, random_ids
+
+
+def written(folder: Path, work: Path, without: tuple[str, ...] = (), **options) -> Forms:
+    model = portable(folder, dtype="fp32", **options)
+    lower(model, without)
+    return write_forms(model, work / "model.onnx", (DECODE_NAME, HEAD_NAME), without)
+
+
+def reasons(forms: Forms) -> dict[str, str]:
+    return {report.name: report.skips[0].why for report in forms.reports if report.skips}
+
+
+def test_all_forms_read_one_weight_file(tiny_llama_folder, tmp_path):
+    forms = written(tiny_llama_folder, tmp_path)
+    assert sorted(path.name for path in tmp_path.iterdir()) == [DECODE_NAME, HEAD_NAME, "model.onnx", "model.onnx.data"]
+    places = {}
+    for form in (forms.prefill, forms.decode, forms.head):
+        for name, value in form.graph.initializers.items():
+            if isinstance(value.const_value, ir.ExternalTensor):
+                tensor = value.const_value
+                assert places.setdefault(name, (tensor.location, tensor.offset)) == ("model.onnx.data", tensor.offset)
+    weights = {name for name in forms.prefill.graph.initializers if ".weight_q" in name}
+    assert weights == {name for name in forms.decode.graph.initializers if ".weight_q" in name}
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_a_family_without_quantised_inputs_has_a_head_of_its_own_and_one_body(family, tmp_path):
+    pair = open_family_pair(family, tmp_path, quantised=False, without=EXACT)
+    done = {report.name: report.applied for report in pair.reports}
+    assert (done["split-head"], done["weight-only-decode"]) == (1, 0)
+    ids = random_ids(2, 7)
+    np.testing.assert_allclose(pair.lowered.prefill(ids)[0], pair.portable.prefill(ids)[0], atol=TOLERANCE, rtol=0)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_decode_multiplies_unquantised_inputs(family, tmp_path):
+    """What decode computes is the portable file with every linear's input left unquantised."""
+    pair = open_family_pair(family, tmp_path / "w8a8", without=EXACT, prefix=True)
+    assert {report.name: report.applied for report in pair.reports}["weight-only-decode"] > 0
+    every = decoder_linears(open_checkpoint(tmp_path / "w8a8" / family))
+    w8a16 = open_pair(tmp_path / "w8a8" / family, tmp_path / "w8a16", without=EXACT, prefix=True, excluded=every)
+    ids = random_ids(1, 6)
+    # One token at a time from the start, so that no prefill form is in the cache.
+    logits, cache = pair.lowered.prefill(ids[:, :1])
+    found = [logits]
+    for place in range(1, 6):
+        logits, cache = pair.lowered.decode(ids[:, place : place + 1], cache)
+        found.append(logits)
+    expected, _ = w8a16.portable.prefill(ids)
+    error = np.concatenate(found, axis=1) - expected
+    # The kernel rounds each block of an input to INT8, which the portable file does not.
+    assert error.std() < 0.03 * expected.std()
+    assert (pair.lowered.prefill(ids)[0] - expected).std() > 1.5 * error.std()
+
+
+def test_running_the_pass_twice_changes_nothing(tiny_llama_folder, tmp_path):
+    decode = written(tiny_llama_folder, tmp_path).decode
+    again = WeightOnlyDecode()
+    assert not again(decode).modified
+    assert (again.applied, again.skips) == (0, [])
+
+
+def test_switched_off_forms_are_not_written(tiny_llama_folder, tmp_path):
+    forms = written(tiny_llama_folder, tmp_path, without=("weight-only-decode", "split-head"))
+    assert (forms.decode, forms.head) == (None, None)
+    assert reasons(forms) == {"weight-only-decode": "switched off", "split-head": "switched off"}
+    assert not (tmp_path / DECODE_NAME).exists()
+
+
+def test_a_cache_that_is_not_shared_keeps_one_graph(tiny_llama_folder, tmp_path):
+    forms = written(tiny_llama_folder, tmp_path, without=("group-query-attention",))
+    assert (forms.decode, forms.head) == (None, None)
+    assert "past and present are apart" in reasons(forms)["weight-only-decode"]
+
+
+def test_a_head_that_cannot_be_cut_says_why(tiny_llama_folder):
+    model = portable(tiny_llama_folder, dtype="fp32")
+    lower(model)
+    head = next(node for node in model.graph if node.metadata_props.get("spikeexport.module") == "lm_head")
+    head.metadata_props.pop("spikeexport.module")
+    assert split_head(model) == "0 nodes compute lm_head, expected 1"
+    assert model.graph.outputs[0].name == "logits"
