@@ -8,8 +8,9 @@ from typing import Any
 import numpy as np
 from spikeexport.compare.divergence import WindowDivergence
 from spikeexport.compare.generations import Generation
-from spikeexport.compare.layers import LayerError, first_bad_layer
+from spikeexport.compare.layers import LayerError, bad_alone, first_bad_layer
 from spikeexport.compare.signal import SignalError, snr_db
+from spikeexport.compare.site_spikes import SiteSpikes
 from spikeexport.perplexity import mean_interval, perplexity
 
 
@@ -111,6 +112,7 @@ class CompareResult:
         failures: Thresholds that were not met, one line each.
         generations: Greedy continuations of both, side by side.
         noise: The noise floor, where it was measured.
+        spikes: Spikes at the inputs of the linears in the original and in the candidate.
     """
 
     candidate: str
@@ -127,6 +129,7 @@ class CompareResult:
     failures: tuple[str, ...] = field(default=())
     generations: tuple[Generation, ...] = ()
     noise: NoiseFloor | None = None
+    spikes: tuple[SiteSpikes, ...] = ()
 
     def to_json(self) -> dict[str, Any]:
         """Returns the object that `compare --json` prints."""
@@ -150,6 +153,8 @@ class CompareResult:
             "generations": [generation.to_json() for generation in self.generations],
             "layers": [layer.to_json() for layer in self.layers],
             "first_bad_layer": first_bad_layer(self.layers),
+            "bad_alone": list(bad_alone(self.layers)),
+            "spikes": [site.to_json() for site in self.spikes],
             "worst_windows": [window.to_json() for window in self.worst_windows],
             "candidate_facts": self.facts,
             "failures": list(self.failures),
