@@ -94,7 +94,9 @@ def compare(
             )
         if layers:
             inside = _inside(candidate, found, expected, chosen)
-            result = dataclasses.replace(result, layers=inside.layers, spikes=inside.spikes)
+            result = dataclasses.replace(
+                result, layers=inside.layers, spikes=inside.spikes, spike_text=inside.spike_text
+            )
     result = dataclasses.replace(result, facts=_facts(candidate), seconds=time.monotonic() - started)
     result = dataclasses.replace(result, failures=failures(result.to_json(), thresholds))
     _write_reports(result, html, markdown, profile, engines)

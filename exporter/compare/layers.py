@@ -18,7 +18,7 @@ from spikeexport.calibration.foundation.progress import progress_bar, say
 from spikeexport.compare.alone import linear_source, linears_alone
 from spikeexport.compare.hooks import module_inputs, module_outputs
 from spikeexport.compare.signal import SignalError
-from spikeexport.compare.site_spikes import SiteSpikes, site_spikes
+from spikeexport.compare.site_spikes import SiteSpikes, SpikeText, site_spikes, spike_text
 from spikeexport.compare.taps import Tap, TapSession, chunk_taps, find_taps
 from spikeexport.compare.unscale import fold_scales
 from spikeexport.graphs.reading import PortableModel, read_portable
@@ -78,10 +78,12 @@ class Inside:
     Attributes:
         layers: Error by layer, in the order in which they run.
         spikes: Spikes at the inputs of the linears, before and after.
+        spike_text: A window's tokens with the spikes that they carry; None where they were not measured.
     """
 
     layers: tuple[LayerError, ...] = ()
     spikes: tuple[SiteSpikes, ...] = ()
+    spike_text: SpikeText | None = None
 
 
 def compare_layers(onnx: Path, reference: TorchRunner, windows: np.ndarray) -> Inside:
@@ -110,7 +112,7 @@ def compare_layers(onnx: Path, reference: TorchRunner, windows: np.ndarray) -> I
     layers = _added_up(taps, _onnx_reader(portable), runner, fed, scales.outputs, quantized)
     alone = linears_alone(portable, runner, taps, fed, scales)
     layers = tuple(_with_alone(layer, alone.get(layer.name)) for layer in layers)
-    return Inside(layers, _spikes(portable, taps, reference, windows, fed))
+    return Inside(layers, *_spikes(portable, taps, reference, windows, fed))
 
 
 def compare_modules(candidate: TorchRunner, reference: TorchRunner, windows: np.ndarray) -> Inside:
@@ -212,7 +214,7 @@ def _with_alone(layer: LayerError, error: SignalError | None) -> LayerError:
 
 def _spikes(
     portable: PortableModel, taps: Sequence[Tap], reference: TorchRunner, windows: np.ndarray, fed: np.ndarray
-) -> tuple[SiteSpikes, ...]:
+) -> tuple[tuple[SiteSpikes, ...], SpikeText]:
     """Measures the inputs of the linears in the original behind BOS, and in the candidate."""
     values = {str(value.name): value for node in portable.model.graph for value in node.outputs}
     sources: dict[str, Tap] = {}
@@ -226,7 +228,9 @@ def _spikes(
         return module_inputs(reference, sites, ids)
 
     candidate = TapSession(portable.path, list(sources.values())).run
-    return site_spikes(sites, (original, fed_windows(reference, windows)[:1]), (candidate, fed[:1]))
+    own = fed_windows(reference, windows)[:1]
+    spikes, absmax = site_spikes(sites, (original, own), (candidate, fed[:1]))
+    return spikes, spike_text(spikes, absmax, own[0], reference.tokenizer)
 
 
 def first_bad_layer(layers: Sequence[LayerError]) -> str | None:

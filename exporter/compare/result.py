@@ -10,7 +10,7 @@ from spikeexport.compare.divergence import WindowDivergence
 from spikeexport.compare.generations import Generation
 from spikeexport.compare.layers import LayerError, bad_alone, first_bad_layer
 from spikeexport.compare.signal import SignalError, snr_db
-from spikeexport.compare.site_spikes import SiteSpikes
+from spikeexport.compare.site_spikes import SiteSpikes, SpikeText
 from spikeexport.perplexity import mean_interval, perplexity
 
 
@@ -35,7 +35,7 @@ class BehindPrefix:
 
 @dataclass(frozen=True)
 class NoiseFloor:
-    """The candidate against itself with its norms' weights moved by about one part in a million.
+    """The candidate against itself with its norms' weights or its scales moved by about one part in a million.
 
     What is below this says nothing: any other right implementation differs as much.
 
@@ -113,6 +113,7 @@ class CompareResult:
         generations: Greedy continuations of both, side by side.
         noise: The noise floor, where it was measured.
         spikes: Spikes at the inputs of the linears in the original and in the candidate.
+        spike_text: A window's tokens with the spikes that they carry in the original.
     """
 
     candidate: str
@@ -130,6 +131,7 @@ class CompareResult:
     generations: tuple[Generation, ...] = ()
     noise: NoiseFloor | None = None
     spikes: tuple[SiteSpikes, ...] = ()
+    spike_text: SpikeText | None = None
 
     def to_json(self) -> dict[str, Any]:
         """Returns the object that `compare --json` prints."""
@@ -155,6 +157,7 @@ class CompareResult:
             "first_bad_layer": first_bad_layer(self.layers),
             "bad_alone": list(bad_alone(self.layers)),
             "spikes": [site.to_json() for site in self.spikes],
+            "spike_text": self.spike_text.to_json() if self.spike_text else None,
             "worst_windows": [window.to_json() for window in self.worst_windows],
             "candidate_facts": self.facts,
             "failures": list(self.failures),
