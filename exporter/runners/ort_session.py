@@ -11,7 +11,7 @@ from spikeexport.runners.cpu import physical_cores, u8s8_saturates
 
 _WEIGHT_ONLY = {
     "session.qdq_matmulnbits_accuracy_level": "4",
-    "session.qdq_matmulnbits_block_size": "64",
+    "session.qdq_matmulnbits_block_size": "128",
 }
 
 
