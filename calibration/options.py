@@ -18,6 +18,12 @@ HELD_OUT = 8
 HELD_OUT_TOKENS = 256
 """Tokens of each of them that are used."""
 
+
+def held_out_windows(samples: int) -> int:
+    """Returns how many windows are kept aside beside `samples` for fitting."""
+    return max(1, min(HELD_OUT, samples // 4))
+
+
 ALL_FOLDS = frozenset({"norm", "up_down", "v_o"})
 DEFAULT_ALPHA = 0.85
 

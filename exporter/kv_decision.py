@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Literal
 
 from spikeexport.calibration.foundation.errors import UsageError
-from spikeexport.calibration.options import SAMPLES, SEQLEN, PlanOptions
+from spikeexport.calibration.options import SAMPLES, SEQLEN, PlanOptions, held_out_windows
 from spikeexport.calibration.records.plan import KvCachePlan, Plan, PlanTensors
 
 if TYPE_CHECKING:
@@ -43,15 +43,17 @@ def add_int8_kv(
     Raises:
         CalibrationError: The text or the caches cannot be used.
     """
-    from spikeexport.calibration.checkpoint import bos_id
+    from spikeexport.calibration.checkpoint import bos_id, load_model
     from spikeexport.calibration.forward import Lead
     from spikeexport.calibration.kv_scales import measure_kv_scales
     from spikeexport.calibration.text import calibration_windows
-    from spikeexport.reference import load_reference
 
-    model = load_reference(checkpoint)
+    model = load_model(checkpoint)
     samples, seqlen = options.samples or SAMPLES, options.seqlen or SEQLEN
-    windows, info = calibration_windows(checkpoint, model, options.calibration, samples, seqlen, options.seed)
+    # The planner's own request, so that text sampled from the model is not sampled again.
+    windows, info = calibration_windows(
+        checkpoint, model, options.calibration, samples + held_out_windows(samples), seqlen, options.seed
+    )
     lead = Lead(prefix=plan.prefix.ids) if plan.prefix else Lead(bos=bos_id(checkpoint))
     scales = measure_kv_scales(model, windows, lead, plan.folds, tensors)
     kv_cache = KvCachePlan(layers=len(scales) // 2, calibration=info)

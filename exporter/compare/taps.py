@@ -142,7 +142,7 @@ def cut_graph(path: Path, taps: Sequence[Tap]) -> bytes:
 
 def _empty_past(declared: Any, batch: int) -> np.ndarray:
     """Returns a past of length 0 for a declared input [batch, kv_heads, past, head_dim]."""
-    dtype = {"tensor(float)": np.float32, "tensor(float16)": np.float16}.get(declared.type)
+    dtype = {"tensor(float)": np.float32, "tensor(float16)": np.float16, "tensor(int8)": np.int8}.get(declared.type)
     if dtype is None:
         raise GraphError(f"{declared.name} is {declared.type}: ONNX Runtime's CPU kernels take fp32 and fp16 graphs.")
     return np.zeros((batch, declared.shape[1], 0, declared.shape[3]), dtype=dtype)

@@ -120,11 +120,13 @@ def _write(source: Source, folder: Path, layout: str, provider: str) -> tuple[Se
         from spikeexport.deploy.triton import notes, write_triton
 
         return write_triton(source, folder), (*notes(source), *batch_notes(source)), 0
-    from spikeexport.deploy.genai import BOS_NOTE, write_genai
+    from spikeexport.deploy.genai import BOS_NOTE, PROVIDER_NOTE, write_genai
     from spikeexport.deploy.genai_check import check_genai
 
     start = write_genai(source, folder, provider)
-    return start, (BOS_NOTE, *batch_notes(source)), check_genai(source, folder) if provider == "cpu" else 0
+    if provider != "cpu":
+        return start, (BOS_NOTE, PROVIDER_NOTE), 0
+    return start, (BOS_NOTE, *batch_notes(source)), check_genai(source, folder)
 
 
 def _record(

@@ -48,8 +48,10 @@ def _with_genai(folder: Path) -> list[int]:
     except subprocess.TimeoutExpired as error:
         raise BackendError(f"onnxruntime-genai did not answer within {_TIMEOUT_S} s on the new folder.") from error
     if run.returncode != 0:
+        last = (run.stderr.strip().splitlines() or ["it said nothing"])[-1]
         raise BackendError(
-            f"onnxruntime-genai {describe_exit(run.returncode)} on the new folder: {one_line(run.stderr[-400:], 300)}."
+            f"onnxruntime-genai {describe_exit(run.returncode)} on the new folder ({one_line(last, 300)}): nothing was "
+            "written; compare the installed onnxruntime-genai and onnxruntime with `spikeexport doctor`."
         )
     ids: list[int] = json.loads(run.stdout.splitlines()[-1])
     return ids

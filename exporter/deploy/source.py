@@ -90,6 +90,8 @@ def open_source(subject: str | Path) -> Source:
         SpikeExportError: It is missing or damaged.
     """
     kind = subject_kind(subject)
+    if kind == "model" and not Path(subject).exists():
+        raise UsageError(f"{subject} does not exist: give what `spikeexport build` or `export` wrote.")
     if kind == "model":
         raise UsageError(
             f"{subject} is neither a built folder nor an .onnx: give what `spikeexport build` or `export` wrote."

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import json
+import shutil
 import subprocess
 import sys
 
+import numpy as np
+import onnx_ir as ir
 import pytest
 from spikeexport.backends.manifest import MANIFEST_NAME, EngineManifest
 from spikeexport.calibration.foundation.errors import BackendError, UsageError
@@ -13,9 +16,12 @@ from spikeexport.deploy.deploy import deploy
 from spikeexport.deploy.source import open_as_deployed, open_source
 from spikeexport.generate import generate
 from spikeexport.graphs.onnxruntime.usual_signature import UsualSignature
+from spikeexport.graphs.passes.quantize_kv_cache import QuantizeKvCache
+from spikeexport.graphs.saving import save_model
 from spikeexport.inspect import inspect
 
 from tests.exporter.deploy.conftest import PROMPT
+from tests.lowered_models import portable
 
 TOKENS = 24
 
@@ -62,6 +68,8 @@ def test_what_cannot_be_deployed_is_refused(written, tmp_path):
     (tmp_path / "mine").mkdir()
     with pytest.raises(UsageError, match="is no deployment"):
         deploy(written.built, tmp_path / "mine", layout="genai")
+    with pytest.raises(UsageError, match="does not exist"):
+        deploy(tmp_path / "absent", tmp_path / "out", layout="genai")
     with pytest.raises(UsageError, match=r"neither a built folder nor an \.onnx"):
         deploy(written.onnx.with_name("tiny.assets"), tmp_path / "out", layout="genai")
 
@@ -94,6 +102,25 @@ print(json.dumps([list(row) for row in zip(*rows)]))
 """
     run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=120)
     return json.loads(run.stdout.splitlines()[-1])
+
+
+@pytest.mark.parametrize("written", [True], indirect=True, ids=["prefix"])
+def test_an_int8_cache_is_served_too(written, tmp_path):
+    model = ir.load(written.onnx)
+    QuantizeKvCache({f"kv.{i}.{kind}": np.full((2, 16), 0.03) for i in range(3) for kind in ("key", "value")})(model)
+    shutil.copytree(written.onnx.with_name("tiny.assets"), tmp_path / "kv.assets")
+    ir.save(model, tmp_path / "kv.onnx", external_data="kv.onnx.data")
+    assert deploy(tmp_path / "kv.onnx", tmp_path / "out", layout="genai").deployment.checked == 8
+    config = deploy(tmp_path / "kv.onnx", tmp_path / "triton", layout="triton").path
+    assert next(config.glob("*/config.pbtxt")).read_text().count("TYPE_INT8") == 12
+
+
+def test_bf16_needs_a_gpu(tiny_llama_folder, tmp_path):
+    save_model(portable(tiny_llama_folder, dtype="bf16"), tmp_path / "m.onnx")
+    shutil.copytree(tiny_llama_folder, tmp_path / "m.assets")
+    with pytest.raises(UsageError, match="is BF16, which ONNX Runtime does not compute on a CPU"):
+        deploy(tmp_path / "m.onnx", tmp_path / "out", layout="genai")
+    assert deploy(tmp_path / "m.onnx", tmp_path / "out", layout="genai", provider="cuda").deployment.checked == 0
 
 
 def test_an_engine_is_refused_with_the_way_out(written, tmp_path):
