@@ -10,7 +10,7 @@ from spikeexport.calibration.damage import local_damage
 from spikeexport.calibration.exclusions import choose_exclusions
 from spikeexport.calibration.forward import Lead
 from spikeexport.calibration.observe import SiteStatistics, observe_sites
-from spikeexport.calibration.options import HELD_OUT_TOKENS, SAMPLES, SEQLEN, PlanOptions, held_out_windows
+from spikeexport.calibration.options import HELD_OUT, HELD_OUT_TOKENS, SAMPLES, SEQLEN, PlanOptions
 from spikeexport.calibration.profiler import profile_windows
 from spikeexport.calibration.qfem import linears_of, sites_at_least, sites_matching, weight_shares
 from spikeexport.calibration.qfep.choose import search_prefix
@@ -99,7 +99,7 @@ class _Planner:
 
         options = self._options
         samples, seqlen = options.samples or SAMPLES, options.seqlen or SEQLEN
-        aside = held_out_windows(samples)
+        aside = max(1, min(HELD_OUT, samples // 4))
         ids, info = calibration_windows(
             self._checkpoint, self._model, options.calibration, samples + aside, seqlen, options.seed
         )
