@@ -22,6 +22,7 @@ from spikeexport.compare.site_spikes import SiteSpikes, SpikeText, site_spikes, 
 from spikeexport.compare.taps import Tap, TapSession, chunk_taps, find_taps
 from spikeexport.compare.unscale import fold_scales
 from spikeexport.graphs.reading import PortableModel, read_portable
+from spikeexport.runners.fakequant_runner import FakeQuantRunner
 from spikeexport.runners.torch_runner import TorchRunner
 
 _CHUNK_BYTES = 128 * 2**20
@@ -135,9 +136,12 @@ def compare_modules(candidate: TorchRunner, reference: TorchRunner, windows: np.
         widths = [int(reference.model.get_submodule(linear).weight.shape[0]) for linear in inside]
         taps += [Tap(name, "linear", "", width, 0) for name, width in zip(inside, widths, strict=True) if name in own]
         taps.append(Tap(layer, "block", "", widths[-1], 0))
-    scales = module_scales(candidate, reference, [tap.module for tap in taps if tap.kind == "linear"])
-    plan = getattr(candidate, "plan", None)
-    quantized = frozenset(plan.quantized_linears) if plan is not None else frozenset()
+    scales: dict[str, np.ndarray] = {}
+    quantized: frozenset[str] = frozenset()
+    if isinstance(candidate, FakeQuantRunner):
+        quantized = frozenset(candidate.plan.quantized_linears)
+        divided = [fold for fold in candidate.plan.folds if fold.kind != "norm"]
+        scales = {fold.producer: candidate.fold_tensors[fold.scales] for fold in divided}
 
     def reader(chunk: Sequence[Tap]) -> Callable[[np.ndarray], Mapping[str, np.ndarray]]:
         return lambda ids: module_outputs(candidate, [tap.module for tap in chunk], ids)
@@ -151,17 +155,6 @@ def fed_windows(runner: TorchRunner, windows: np.ndarray) -> np.ndarray:
         return windows
     bos = np.full((len(windows), 1), runner.bos_id, dtype=np.int64)
     return np.concatenate([bos, windows[:, :-1]], axis=1)
-
-
-def module_scales(candidate: TorchRunner, reference: TorchRunner, linears: Sequence[str]) -> dict[str, np.ndarray]:
-    """Returns linear -> what its output is to be multiplied with, where a fold divided its rows."""
-    plan = getattr(candidate, "plan", None)
-    divided = {fold.producer for fold in plan.folds if fold.kind != "norm"} if plan is not None else set()
-    found: dict[str, np.ndarray] = {}
-    for linear in divided & set(linears):
-        original, folded = (r.model.get_submodule(linear).weight.float().abs().amax(1) for r in (reference, candidate))
-        found[linear] = (original / folded.clamp_min(1e-30)).numpy()
-    return found
 
 
 def _behind(reference: TorchRunner, prefix_ids: tuple[int, ...]) -> TorchRunner:
