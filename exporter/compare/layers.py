@@ -14,6 +14,7 @@ from statistics import median
 from typing import Any, Literal
 
 import numpy as np
+from spikeexport.calibration.foundation.errors import CheckpointError
 from spikeexport.calibration.foundation.progress import progress_bar, say
 from spikeexport.compare.alone import linear_source, linears_alone
 from spikeexport.compare.hooks import module_inputs, module_outputs
@@ -128,7 +129,11 @@ def compare_modules(candidate: TorchRunner, reference: TorchRunner, windows: np.
 
     runner = _behind(reference, candidate.prefix_ids)
     fed = fed_windows(runner, windows)
-    structure = discover(reference.model)
+    try:
+        structure = discover(reference.model)
+    except CheckpointError as error:
+        say(f"Error by layer is left out: {error}", level=1)
+        return Inside()
     own = {name for name, _ in candidate.model.named_modules()}
     taps: list[Tap] = []
     for layer in structure.layers:
@@ -184,8 +189,10 @@ def _added_up(
             for window in windows:
                 expected = module_outputs(runner, [tap.module for tap in chunk], window[None])
                 for module, output in read(window[None]).items():
-                    scaled = output.astype(np.float32) * scales.get(module, np.float32(1))
-                    errors[module].add(expected[module], scaled)
+                    # An expert that saw no token, or only those routed to it, has nothing to be compared with.
+                    if module in expected and expected[module].shape == output.shape:
+                        scaled = output.astype(np.float32) * scales.get(module, np.float32(1))
+                        errors[module].add(expected[module], scaled)
                 advance()
     return tuple(
         LayerError(
@@ -196,6 +203,7 @@ def _added_up(
             tap.module in quantized if tap.kind == "linear" else None,
         )
         for tap in taps
+        if errors[tap.module].rows
     )
 
 
@@ -207,7 +215,7 @@ def _with_alone(layer: LayerError, error: SignalError | None) -> LayerError:
 
 def _spikes(
     portable: PortableModel, taps: Sequence[Tap], reference: TorchRunner, windows: np.ndarray, fed: np.ndarray
-) -> tuple[tuple[SiteSpikes, ...], SpikeText]:
+) -> tuple[tuple[SiteSpikes, ...], SpikeText | None]:
     """Measures the inputs of the linears in the original behind BOS, and in the candidate."""
     values = {str(value.name): value for node in portable.model.graph for value in node.outputs}
     sources: dict[str, Tap] = {}
