@@ -22,6 +22,8 @@ class SessionSettings:
     Attributes:
         threads: Threads of one operator; None = the physical cores that this process may use.
         spinning: Whether idle threads wait actively; off costs 1.4 x in decode and saves power.
+        taking_turns: Whether several sessions run in turns: threads of one stop waiting actively at its end, so that
+            they take no core from the next (two sessions on two cores: decode 1.3 to 1.4 x faster).
         prepacking: Whether weights are re-laid for the kernels when loading; off costs 3 x prefill and 14 x decode.
         precise_int8: Whether u8 x s8 products avoid 16-bit sums; None = only on CPUs where those can saturate.
     """
@@ -30,6 +32,7 @@ class SessionSettings:
     spinning: bool = True
     prepacking: bool = True
     precise_int8: bool | None = None
+    taking_turns: bool = False
 
 
 def open_session(
@@ -91,6 +94,7 @@ def _entries(settings: SessionSettings) -> dict[str, str]:
     precise = u8s8_saturates() if settings.precise_int8 is None else settings.precise_int8
     return {
         "session.intra_op.allow_spinning": "1" if settings.spinning else "0",
+        "session.force_spinning_stop": "1" if settings.taking_turns else "0",
         "session.disable_prepacking": "0" if settings.prepacking else "1",
         "session.x64quantprecision": "1" if precise else "0",
     }
