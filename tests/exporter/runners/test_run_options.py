@@ -29,6 +29,7 @@ def test_settings_reach_the_built_runner(onnx_file):
         session = runner._graphs.prefill.session.get_session_options()
         assert session.intra_op_num_threads == 1
         assert session.get_session_config_entry("session.intra_op.allow_spinning") == "0"
+        assert session.get_session_config_entry("session.force_spinning_stop") == "1"
         assert runner.settings.chunk == 3
         ids = random_ids(1, 10)
         error = runner.prefill(ids)[0] - plain.prefill(ids)[0]
