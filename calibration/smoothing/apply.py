@@ -114,4 +114,6 @@ def point_of(model: nn.Module, fold: Fold, tensors: PlanTensors) -> FoldPoint:
     columns = consumer.shape[1]
     head_dim = int(getattr(model.get_submodule(fold.producer.rsplit(".", 1)[0]), "head_dim", channels) or channels)
     group = head_dim if fold.kind == "v_o" else channels
-    return FoldPoint(fold.kind, fold.producer, fold.consumers, fold.consumers[0], channels, columns // channels, group)
+    return FoldPoint(
+        fold.kind, fold.producer, fold.consumers, (fold.consumers[0],), channels, columns // channels, group
+    )
