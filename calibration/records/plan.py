@@ -65,12 +65,15 @@ class Fold(Record):
         producer: Module path of the norm or linear that is divided (its bias too, where it has one).
         consumers: Module paths of the linears whose input columns are multiplied.
         scales: Key of the float32 vector s [producer's output channels] in the plan's tensors.
+        rows: First row and the one behind the last that are divided, where the producer is a fused linear (the up part
+            of gate_up_proj, the value part of qkv_proj); s has one value per such row. None: all rows.
     """
 
     kind: FoldKind
     producer: str
     consumers: tuple[str, ...]
     scales: str
+    rows: tuple[int, int] | None = None
 
 
 class TradeOff(Record):

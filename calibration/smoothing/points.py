@@ -23,6 +23,7 @@ class FoldPoint:
         channels: Length of s.
         repeats: How often each value of s stands in the consumers' input (query heads per KV head for "v_o").
         group: Width of the block that is repeated (head_dim for "v_o", `channels` otherwise).
+        rows: First row of the producer that is divided and the one behind the last; None: all of them.
     """
 
     kind: FoldKind
@@ -32,6 +33,7 @@ class FoldPoint:
     channels: int
     repeats: int = 1
     group: int = 0
+    rows: tuple[int, int] | None = None
 
     def expand(self, s: torch.Tensor) -> torch.Tensor:
         """Spreads s [channels] over the consumers' input [channels * repeats]."""
@@ -104,20 +106,28 @@ def _candidates(model: nn.Module, structure: DecoderStructure, site: Site) -> li
     if site.norm is not None:
         return []
     if site.role == "down":
-        producer = _neighbour(structure, site, "up")
-        return [] if producer is None else [FoldPoint("up_down", producer, site.linears, (site.name,), site.channels)]
+        size = site.channels
+        if producer := _neighbour(structure, site, "up"):
+            return [FoldPoint("up_down", producer, site.linears, (site.name,), size)]
+        if producer := _neighbour(structure, site, "gate_up"):
+            return [FoldPoint("up_down", producer, site.linears, (site.name,), size, rows=(size, 2 * size))]
+        return []
     if site.role == "attention_output":
-        producer = _neighbour(structure, site, "value")
+        producer = _neighbour(structure, site, "value") or _neighbour(structure, site, "qkv")
         return [] if producer is None else _value_to_output(model, site, producer)
     return []
 
 
 def _value_to_output(model: nn.Module, site: Site, producer: str) -> list[FoldPoint]:
-    channels = int(model.get_parameter(f"{producer}.weight").shape[0])
+    outputs = int(model.get_parameter(f"{producer}.weight").shape[0])
+    # A fused linear has the queries' rows first, as many as the output reads, and the values' last.
+    channels = outputs if role_of(producer) == "value" else (outputs - site.channels) // 2
+    rows = None if channels == outputs else (outputs - channels, outputs)
     head_dim = getattr(model.get_submodule(producer.rsplit(".", 1)[0]), "head_dim", None)
-    if head_dim is None or site.channels % channels or channels % head_dim:
+    if head_dim is None or channels <= 0 or site.channels % channels or channels % head_dim:
         return []
-    return [FoldPoint("v_o", producer, site.linears, (site.name,), channels, site.channels // channels, int(head_dim))]
+    repeats = site.channels // channels
+    return [FoldPoint("v_o", producer, site.linears, (site.name,), channels, repeats, int(head_dim), rows)]
 
 
 def _neighbour(structure: DecoderStructure, site: Site, role: str) -> str | None:

@@ -68,7 +68,9 @@ def solve_folds(
         s = _solve(model, point, method, torch.stack([channel_absmax[site] for site in point.sites]).amax(0))
         fold_point(model, point, s)
         key = f"{point.producer}.smoothing"
-        folds.append(Fold(kind=point.kind, producer=point.producer, consumers=point.consumers, scales=key))
+        folds.append(
+            Fold(kind=point.kind, producer=point.producer, consumers=point.consumers, scales=key, rows=point.rows)
+        )
         tensors[key] = s.numpy()
         input_scales |= dict.fromkeys(point.sites, point.expand(s))
     return SolvedFolds(tuple(folds), tensors, input_scales)

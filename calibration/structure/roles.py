@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from typing import Literal
 
-Role = Literal["query", "key", "value", "attention_output", "gate", "up", "down", "router"]
+Role = Literal["query", "key", "value", "attention_output", "gate", "up", "down", "qkv", "gate_up", "router"]
 
 ROLES: dict[str, Role] = {
     "q_proj": "query",
@@ -23,6 +23,8 @@ ROLES: dict[str, Role] = {
     "w1": "gate",
     "w3": "up",
     "w2": "down",
+    "qkv_proj": "qkv",
+    "gate_up_proj": "gate_up",
     "gate": "router",
     "router": "router",
     "shared_expert_gate": "router",

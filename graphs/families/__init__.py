@@ -14,6 +14,7 @@ from spikeexport.graphs.families.correction import Correction
 from spikeexport.graphs.families.gemma3 import GEMMA3
 from spikeexport.graphs.families.mixtures import DENSE_LAYERS, GUARDED_EXPERTS, NAMED_EXPERTS
 from spikeexport.graphs.families.olmoe import CLIPPED_QKV
+from spikeexport.graphs.families.phi3 import FUSED_QKV
 from spikeexport.graphs.families.stablelm import STABLELM
 
 CORRECTIONS: dict[str, tuple[Correction, ...]] = {
@@ -21,6 +22,7 @@ CORRECTIONS: dict[str, tuple[Correction, ...]] = {
     "smollm3": (DECLARED_BIASES,),
     "granite": (DECLARED_BIASES,),
     "gemma3_text": (GEMMA3,),
+    "phi3": (FUSED_QKV,),
     "stablelm": (STABLELM,),
     "cohere": (COHERE,),
     "cohere2": (COHERE2,),
