@@ -9,6 +9,7 @@ import numpy as np
 from spikeexport.calibration.damage import local_damage
 from spikeexport.calibration.exclusions import choose_exclusions
 from spikeexport.calibration.forward import Lead
+from spikeexport.calibration.largest_value import largest_value
 from spikeexport.calibration.observe import SiteStatistics, observe_sites
 from spikeexport.calibration.options import HELD_OUT, HELD_OUT_TOKENS, SAMPLES, SEQLEN, PlanOptions
 from spikeexport.calibration.profiler import profile_windows
@@ -57,6 +58,7 @@ class _Behind:
     statistics: dict[str, SiteStatistics]
     reference: Reference
     original: Quality
+    largest: float
 
 
 class _Planner:
@@ -91,6 +93,7 @@ class _Planner:
             weights="int8",
             decisions=self._decisions,
             trade_off=trade_off,
+            largest_activation=behind.largest,
         )
         return plan, trial.solved.tensors
 
@@ -154,7 +157,8 @@ class _Planner:
             _, statistics = profile_windows(self._checkpoint, self._model, self._structure, windows, lead, info)
         log_probs: list = []
         original = evaluate(self._model, held_out, lead, keep=log_probs)
-        return _Behind(lead, statistics, Reference(log_probs), original)
+        largest = largest_value(self._model, self._structure, statistics, windows, lead)
+        return _Behind(lead, statistics, Reference(log_probs), original, largest)
 
     def _paper_ratios(self, statistics: dict[str, SiteStatistics]) -> dict[str, float]:
         if self._known is not None:

@@ -121,6 +121,7 @@ class Plan(Artifact):
         weights: "int8" (per output channel, symmetric) or "fp" (nothing is quantised).
         trade_off: Excluded share against quality, as far as it was measured.
         kv_cache: How the KV cache is stored; None = in the graph's floating-point type.
+        largest_activation: Largest |x| of hidden states and linears' inputs in calibration; None: not measured.
         decisions: Method and figures of each choice, for reports: plain words, never read by code.
     """
 
@@ -136,6 +137,7 @@ class Plan(Artifact):
     weights: Literal["int8", "fp"]
     decisions: dict[str, str]
     trade_off: tuple[TradeOff, ...] = ()
+    largest_activation: float | None = None
     kv_cache: KvCachePlan | None = None
 
     @property
