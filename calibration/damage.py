@@ -10,7 +10,8 @@ import torch
 from spikeexport.calibration.fakequant import FakeQuantizer, fake_quantize_input
 from spikeexport.calibration.forward import KeyValues, Lead, run_windows
 from spikeexport.calibration.foundation.progress import progress_bar
-from spikeexport.calibration.observe import site_hooks
+from spikeexport.calibration.observe import routed_tokens, site_hooks
+from spikeexport.calibration.structure.experts import Routed
 from spikeexport.calibration.structure.sites import DecoderStructure, Site
 from torch import nn
 from torch.nn import functional as F
@@ -87,6 +88,7 @@ class _Meter:
             wanted = y if site.name not in self._shifts else F.linear(x - shift, module.weight)  # type: ignore[arg-type]
             error = _energy(F.linear(quantized, self._quantizer.weight(linear)) - wanted)
             if site.role in _WRITES_TO_RESIDUAL:
+                error = _over_all_tokens(error, routed_tokens(self._model, site))
                 self._pending.setdefault(site.layer, []).append((site.name, error))
             else:
                 self._add(site.name, error, _energy(y))
@@ -99,7 +101,7 @@ class _Meter:
                 def hook(_module: nn.Module, _args: tuple, output, layer: int = layer) -> None:
                     hidden = _energy(output[0] if isinstance(output, tuple) else output)
                     for site, error in self._pending.pop(layer, []):
-                        self._add(site, error, hidden)
+                        self._add(site, error.reshape(hidden.shape), hidden)
 
                 stack.callback(self._model.get_submodule(path).register_forward_hook(hook).remove)
             yield
@@ -109,8 +111,18 @@ class _Meter:
         self._tokens[site] += error.numel()
 
     def result(self) -> dict[str, float]:
-        linears = {site.name: len(site.linears) for site in self._structure.sites}
-        return {name: linears[name] * total / max(1, self._tokens[name]) for name, total in self._sum.items()}
+        # Every token counts, also those that never reach an expert: its quantisation does nothing to them.
+        tokens = max(1.0, *(self._tokens[site.name] / len(site.linears) for site in self._structure.sites))
+        return {name: total / tokens for name, total in self._sum.items()}
+
+
+def _over_all_tokens(error: torch.Tensor, routed: Routed | None) -> torch.Tensor:
+    """Spreads an expert's error energies [n] over the tokens of the call, weighted as its output is."""
+    if routed is None:
+        return error
+    spread = error.new_zeros(routed.total)
+    spread[routed.tokens] = error * routed.weights.float().pow(2)
+    return spread
 
 
 def _energy(x: torch.Tensor) -> torch.Tensor:

@@ -4,42 +4,27 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 
 import numpy as np
 import torch
 from spikeexport.calibration.forward import KeyValues, Lead, prefix_key_values, run_windows
 from spikeexport.calibration.foundation.errors import CalibrationError
 from spikeexport.calibration.foundation.progress import progress_bar
+from spikeexport.calibration.rare_experts import with_layer_ranges
+from spikeexport.calibration.site_statistics import SiteStatistics
+from spikeexport.calibration.structure.experts import Routed
 from spikeexport.calibration.structure.sites import DecoderStructure, Site
 from torch import nn
-
-
-@dataclass(frozen=True)
-class SiteStatistics:
-    """What one input looked like over all windows.
-
-    Attributes:
-        token_absmax: S[n, t] = max over channels of |x|, float32 [windows, tokens] (inline BOS included).
-        channel_max: Largest value of each channel, float32 [channels].
-        channel_min: Smallest value of each channel, float32 [channels].
-    """
-
-    token_absmax: np.ndarray
-    channel_max: np.ndarray
-    channel_min: np.ndarray
-
-    @property
-    def channel_absmax(self) -> np.ndarray:
-        """max |x| of each channel, float32 [channels]."""
-        return np.maximum(np.abs(self.channel_max), np.abs(self.channel_min))
 
 
 @contextlib.contextmanager
 def site_hooks(
     model: nn.Module, sites: tuple[Site, ...], on_input: Callable[[Site, torch.Tensor], None]
 ) -> Iterator[None]:
-    """While active, calls `on_input(site, x)` with each site's tensor x [batch, tokens, channels] as it is read."""
+    """While active, calls `on_input(site, x)` with each site's tensor x [.., channels] as it is read.
+
+    x is [batch, tokens, channels]; an expert's is [its tokens, channels], and `routed_tokens` says which they are.
+    """
     with contextlib.ExitStack() as stack:
         for site in sites:
 
@@ -48,6 +33,11 @@ def site_hooks(
 
             stack.callback(model.get_submodule(site.name).register_forward_pre_hook(hook).remove)
         yield
+
+
+def routed_tokens(model: nn.Module, site: Site) -> Routed | None:
+    """Returns which tokens the expert that reads a site is computing right now, or None where no expert reads it."""
+    return None if site.expert is None else model.get_submodule(site.expert).routed  # type: ignore[return-value]
 
 
 def observe_sites(
@@ -74,28 +64,29 @@ def observe_sites(
         on_rows: Called after each batch with its rows.
 
     Returns:
-        Site name -> statistics.
+        Site name -> statistics; experts that few tokens reached have the ranges of their layer.
 
     Raises:
         CalibrationError: An activation is NaN or infinite; the message names the linear.
     """
     if lead.prefix and key_values is None:
         key_values = prefix_key_values(model, lead.prefix)
-    gather = _Gather(structure, len(windows), windows.shape[1] + len(lead.inline))
+    gather = _Gather(model, structure, len(windows), windows.shape[1] + len(lead.inline))
     with site_hooks(model, structure.sites, gather.add), progress_bar(description, len(windows)) as advance:
         for rows, _ in run_windows(model, windows, lead, batch=batch, key_values=key_values, body_only=True):
             gather.next_rows()
             if on_rows is not None:
                 on_rows(rows)
             advance(rows.stop - rows.start)
-    return gather.result()
+    return with_layer_ranges(structure, gather.result())
 
 
 class _Gather:
-    def __init__(self, structure: DecoderStructure, windows: int, tokens: int) -> None:
+    def __init__(self, model: nn.Module, structure: DecoderStructure, windows: int, tokens: int) -> None:
+        self._model = model
         self._row = 0
         self._batch = 0
-        self._tokens = {site.name: np.zeros((windows, tokens), np.float32) for site in structure.sites}
+        self._tokens = {site.name: np.full((windows, tokens), np.nan, np.float32) for site in structure.sites}
         self._max = {site.name: torch.full((site.channels,), -torch.inf) for site in structure.sites}
         self._min = {site.name: torch.full((site.channels,), torch.inf) for site in structure.sites}
 
@@ -110,8 +101,15 @@ class _Gather:
         torch.maximum(self._max[site.name], high, out=self._max[site.name])
         torch.minimum(self._min[site.name], low, out=self._min[site.name])
         absmax = torch.maximum(x.amax(-1), -x.amin(-1)).float().cpu().numpy()
-        self._tokens[site.name][self._row : self._row + len(absmax)] = absmax
-        self._batch = len(absmax)
+        table = self._tokens[site.name]
+        routed = routed_tokens(self._model, site)
+        if routed is None:
+            absmax = absmax.reshape(-1, table.shape[1])
+            table[self._row : self._row + len(absmax)] = absmax
+            self._batch = len(absmax)
+        else:
+            rows, columns = np.divmod(routed.tokens.cpu().numpy(), table.shape[1])
+            table[self._row + rows, columns] = absmax
 
     def next_rows(self) -> None:
         self._row += self._batch

@@ -9,6 +9,7 @@ import numpy as np
 from spikeexport.calibration.damage import local_damage
 from spikeexport.calibration.exclusions import choose_exclusions
 from spikeexport.calibration.forward import Lead
+from spikeexport.calibration.largest_value import largest_value
 from spikeexport.calibration.observe import SiteStatistics, observe_sites
 from spikeexport.calibration.options import PlanOptions
 from spikeexport.calibration.plan_records import exclusions, input_sites
@@ -60,6 +61,7 @@ class _Behind:
     statistics: dict[str, SiteStatistics]
     reference: Reference
     original: Quality
+    largest: float
 
 
 class _Planner:
@@ -101,6 +103,7 @@ class _Planner:
             decisions=self._decisions,
             trade_off=trade_off,
             rounding="gptq" if codes else "nearest",
+            largest_activation=behind.largest,
         )
         shifts = {site.shift: trial.shifts[site.name].numpy() for site in plan.sites if site.shift is not None}
         return plan, {**trial.solved.tensors, **shifts, **codes}
@@ -159,7 +162,8 @@ class _Planner:
             _, statistics = profile_windows(self._checkpoint, self._model, self._structure, windows, lead, info)
         log_probs: list = []
         original = evaluate(self._model, held_out, lead, keep=log_probs)
-        return _Behind(lead, statistics, Reference(log_probs), original)
+        largest = largest_value(self._model, self._structure, statistics, windows, lead)
+        return _Behind(lead, statistics, Reference(log_probs), original, largest)
 
     def _paper_ratios(self, statistics: dict[str, SiteStatistics]) -> dict[str, float]:
         if self._known is not None:

@@ -8,9 +8,12 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 from spikeexport.calibration.forward import Lead, windows_with_lead
-from spikeexport.calibration.observe import SiteStatistics, observe_sites
+from spikeexport.calibration.foundation.progress import warn
+from spikeexport.calibration.observe import observe_sites
+from spikeexport.calibration.rare_experts import MIN_TOKENS, rare_experts
 from spikeexport.calibration.records.model_id import CalibrationInfo
 from spikeexport.calibration.records.profile import Profile, SpikeToken
+from spikeexport.calibration.site_statistics import SiteStatistics
 from spikeexport.calibration.spikes import HiddenStateWatch, module_spikes, spike_tokens
 from spikeexport.calibration.structure.sites import DecoderStructure, discover
 from torch import nn
@@ -51,6 +54,7 @@ def profile_windows(
         statistics = observe_sites(model, structure, ids, lead, description="Profiling activations")
     finally:
         hidden = watch.close()
+    _warn_of_rare_experts(structure, statistics)
     tokens = spike_tokens(structure, statistics, windows_with_lead(ids, lead))
     profile = Profile(
         model=checkpoint.model_id,
@@ -61,6 +65,11 @@ def profile_windows(
         seconds=round(time.perf_counter() - start, 3),
     )
     return profile, statistics
+
+
+def _warn_of_rare_experts(structure: DecoderStructure, statistics: dict[str, SiteStatistics]) -> None:
+    for expert, tokens in rare_experts(structure, statistics).items():
+        warn(f"{expert} saw {tokens} calibration tokens of {MIN_TOKENS}: it takes the scales of its layer.")
 
 
 def _with_text(tokens: Iterable[SpikeToken], tokenizer) -> tuple[SpikeToken, ...]:

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import numpy as np
 import torch
-from spikeexport.calibration.observe import SiteStatistics
 from spikeexport.calibration.records.profile import LayerActivations, ModuleSpikes, SpikeToken
+from spikeexport.calibration.site_statistics import SiteStatistics
 from spikeexport.calibration.structure.sites import DecoderStructure
 from torch import nn
 
@@ -17,7 +17,13 @@ MASSIVE_FACTOR = 1000.0
 
 
 def lower_median(values: np.ndarray) -> np.ndarray:
-    """Returns the lower median over the last axis: element (n - 1) // 2 of the sorted values, as torch.median does."""
+    """Returns the lower median over the last axis: element (n - 1) // 2 of the sorted values, as torch.median does.
+
+    NaN (tokens that do not reach an expert) is left out; a row of NaN gives NaN.
+    """
+    if np.isnan(values).any():
+        count = np.isfinite(values).sum(axis=-1, keepdims=True)
+        return np.take_along_axis(np.sort(values, axis=-1), np.maximum(count - 1, 0) // 2, axis=-1)[..., 0]
     middle = (values.shape[-1] - 1) // 2
     return np.partition(values, middle, axis=-1)[..., middle]
 
@@ -26,9 +32,13 @@ def spike_ratio(token_absmax: np.ndarray) -> float:
     """Returns r = mean over samples of max_t S / lower-median_t S for S [samples, tokens].
 
     The mean of each sample's own ratio, not the ratio of pooled values. A sample whose median is 0 (dead input) has
-    ratio 1 when its maximum is 0 too, and is otherwise measured against the smallest positive float32.
+    ratio 1 when its maximum is 0 too, and is otherwise measured against the smallest positive float32. NaN (tokens
+    that do not reach an expert) is left out, and so are samples of it; where no token is left the ratio is 1.
     """
-    high = token_absmax.max(axis=-1).astype(np.float64)
+    token_absmax = token_absmax[np.isfinite(token_absmax).any(axis=-1)]
+    if not len(token_absmax):
+        return 1.0
+    high = np.nanmax(token_absmax, axis=-1).astype(np.float64)
     middle = lower_median(token_absmax).astype(np.float64)
     tiny = float(np.finfo(np.float32).tiny)
     ratios = np.where(high == 0, 1.0, high / np.maximum(middle, tiny))
@@ -41,9 +51,12 @@ def module_spikes(structure: DecoderStructure, statistics: dict[str, SiteStatist
     for site in structure.sites:
         absmax = statistics[site.name].token_absmax
         ratio = spike_ratio(absmax)
-        high, middle = float(absmax.max()), float(lower_median(absmax).mean())
+        seen = absmax[np.isfinite(absmax).any(axis=-1)]
+        high, middle = (float(np.nanmax(seen)), float(lower_median(seen).mean())) if len(seen) else (0.0, 0.0)
+        tokens = statistics[site.name].tokens_seen if site.expert else None
         found += [
-            ModuleSpikes(name=linear, site=site.name, max=high, median=middle, ratio=ratio) for linear in site.linears
+            ModuleSpikes(name=linear, site=site.name, max=high, median=middle, ratio=ratio, tokens=tokens)
+            for linear in site.linears
         ]
     return tuple(sorted(found, key=lambda spikes: -spikes.ratio))
 

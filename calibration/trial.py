@@ -10,9 +10,9 @@ from spikeexport.calibration.fakequant import Bits, FakeQuantizer
 from spikeexport.calibration.forward import KeyValues, Lead, prefix_key_values
 from spikeexport.calibration.foundation.errors import CalibrationError
 from spikeexport.calibration.foundation.progress import say
-from spikeexport.calibration.observe import SiteStatistics
 from spikeexport.calibration.quality import Quality, Reference, evaluate
 from spikeexport.calibration.scales import ScaleRule, clipping_points
+from spikeexport.calibration.site_statistics import SiteStatistics
 from spikeexport.calibration.smoothing.points import FoldPoints
 from spikeexport.calibration.smoothing.solve import Smoothing, SolvedFolds, solve_folds
 from spikeexport.calibration.structure.sites import DecoderStructure

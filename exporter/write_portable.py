@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Literal
 
 from spikeexport.assets_folder import assets_name, write_assets
 from spikeexport.calibration.foundation.files import staged_outputs
-from spikeexport.calibration.foundation.progress import say
+from spikeexport.calibration.foundation.progress import say, warn
 from spikeexport.calibration.records.plan import Plan, PlanTensors
 from spikeexport.graphs.passes.linears import decoder_matmuls
 from spikeexport.graphs.portable import Dtype, build_unquantised, quantise
@@ -61,6 +61,10 @@ def write_portable(
         GraphError: The unquantised graph differs from PyTorch, or plan and model do not match.
         SpikeExportError: The file system refused. Nothing is left under the final names.
     """
+    from spikeexport.calibration.largest_value import fp16_warning
+
+    if dtype == "fp16" and (warning := fp16_warning(plan.largest_activation)):
+        warn(warning)
     graph, parity, prefix_logits = checked_graph(checkpoint, plan, tensors, dtype)
     quantise(graph, plan, lm_head, tensors)
     data, assets = output.with_name(data_name(output.name)), output.with_name(assets_name(output.name))

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from spikeexport.calibration.checkpoint.architectures import require_known
+from spikeexport.calibration.checkpoint.features import refuse_unsupported
 from spikeexport.calibration.checkpoint.quiet import quiet_transformers
 from spikeexport.calibration.foundation.errors import CheckpointError, SpikeExportError, one_line
 from spikeexport.calibration.foundation.records import read_json
@@ -24,10 +25,11 @@ def read_config(folder: Path, *, trust_remote_code: bool = False) -> PretrainedC
         trust_remote_code: Whether code in the folder may be run to read it.
 
     Raises:
-        CheckpointError: config.json is missing or unreadable, its architecture is unknown, or its weights are
-            already quantised.
+        CheckpointError: config.json is missing or unreadable, its architecture is unknown or has a feature that is
+            not supported, or its weights are already quantised.
     """
     values = _read_values(folder / CONFIG_FILE)
+    refuse_unsupported(values, str(folder / CONFIG_FILE))
     has_code = trust_remote_code and "AutoConfig" in (values.get("auto_map") or {})
     if not has_code:
         require_known(values.get("model_type"), str(folder / CONFIG_FILE))

@@ -21,7 +21,8 @@ def load_model(
     """Loads the checkpoint for inference on the CPU.
 
     Weights whose dtype and layout are the model's stay views of the mapped files; the rest is cast or merged into
-    memory. The model is in eval mode and no parameter asks for a gradient.
+    memory. Experts that transformers keeps in one parameter become linears with the checkpoint's names. The model is
+    in eval mode and no parameter asks for a gradient.
 
     Args:
         checkpoint: An opened checkpoint.
@@ -34,10 +35,12 @@ def load_model(
             or infinite values; the message names it.
     """
     import torch
+    from spikeexport.calibration.structure.experts import separate_experts
 
     check_finite(checkpoint)
     model, report = _from_pretrained(checkpoint, dtype or torch.float32, attn_implementation)
     require_complete(checkpoint.folder, report)
+    separate_experts(model, checkpoint.config.model_type)
     return model.requires_grad_(False).eval()
 
 

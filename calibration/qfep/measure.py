@@ -7,7 +7,8 @@ from dataclasses import dataclass
 
 import numpy as np
 from spikeexport.calibration.forward import Lead
-from spikeexport.calibration.observe import SiteStatistics, observe_sites
+from spikeexport.calibration.observe import observe_sites
+from spikeexport.calibration.site_statistics import SiteStatistics
 from spikeexport.calibration.spikes import spike_ratio
 from spikeexport.calibration.structure.sites import DecoderStructure
 from torch import nn

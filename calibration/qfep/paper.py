@@ -7,8 +7,8 @@ from typing import Any
 
 import numpy as np
 import torch
-from spikeexport.calibration.observe import SiteStatistics
 from spikeexport.calibration.qfep.candidate import PrefixCandidate
+from spikeexport.calibration.site_statistics import SiteStatistics
 from spikeexport.calibration.spikes import spike_ratio
 from spikeexport.calibration.structure.sites import DecoderStructure
 from torch import nn
@@ -45,7 +45,7 @@ def paper_prefix(
         return None
     head = () if bos is None else (bos,)
     pairs = [(context, token) for token in tokens for context in contexts]
-    rates = _rates(model, worst, [(*head, c, t, c, t) for c, t in pairs], len(head))
+    rates = _rates(model, _watched(structure, worst), [(*head, c, t, c, t) for c, t in pairs], len(head))
     context, token = pairs[int(rates.argmax())]
     return PrefixCandidate((*head, context, token), "paper")
 
@@ -59,23 +59,34 @@ def top_tokens(absmax: np.ndarray, ids: np.ndarray) -> list[int]:
     """
     best: dict[int, float] = {}
     for row, values in enumerate(absmax):
-        for column in np.argsort(values)[-TOP_TOKENS:]:
-            token = int(ids[row, column])
-            best[token] = max(best.get(token, 0.0), float(values[column]))
+        for column in np.argsort(np.nan_to_num(values))[-TOP_TOKENS:]:
+            if np.isfinite(values[column]):
+                token = int(ids[row, column])
+                best[token] = max(best.get(token, 0.0), float(values[column]))
     return sorted(best, key=lambda token: -best[token])[:TOP_TOKENS]
 
 
+def _watched(structure: DecoderStructure, worst: str) -> str:
+    """Returns where S is read: the worst module's input, or the layer's hidden states where that module is an expert.
+
+    A token's second occurrence may go to other experts than its first.
+    """
+    site = structure.site_of(worst)
+    return site.name if site.expert is None else structure.layers[site.layer]
+
+
 @torch.inference_mode()
-def _rates(model: nn.Module, site: str, sequences: list[tuple[int, ...]], head: int) -> np.ndarray:
-    """Returns S[first t] / S[second t] at one site for sequences [head.., c, t, c, t]."""
+def _rates(model: nn.Module, watched: str, sequences: list[tuple[int, ...]], head: int) -> np.ndarray:
+    """Returns S[first t] / S[second t] at a linear's input or a layer's output for sequences [head.., c, t, c, t]."""
     seen: list[torch.Tensor] = []
 
-    def stop(_module: nn.Module, args: tuple) -> None:
-        seen.append(args[0].abs().amax(-1).float())
+    def stop(module: nn.Module, args: tuple, output: Any) -> None:
+        states = args[0] if isinstance(module, nn.Linear) else output[0] if isinstance(output, tuple) else output
+        seen.append(states.abs().amax(-1).float())
         raise _Reached
 
     decoder: Any = model.base_model
-    handle = model.get_submodule(site).register_forward_pre_hook(stop)
+    handle = model.get_submodule(watched).register_forward_hook(stop)
     try:
         for start in range(0, len(sequences), _BATCH):
             try:

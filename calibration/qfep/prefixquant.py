@@ -6,8 +6,8 @@ import math
 from collections import Counter
 
 import numpy as np
-from spikeexport.calibration.observe import SiteStatistics
 from spikeexport.calibration.qfep.candidate import PrefixCandidate
+from spikeexport.calibration.site_statistics import SiteStatistics
 from spikeexport.calibration.spikes import spike_mask
 from spikeexport.calibration.structure.sites import DecoderStructure
 

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import numpy as np
 from spikeexport.calibration.forward import Lead, windows_with_lead
-from spikeexport.calibration.observe import SiteStatistics
 from spikeexport.calibration.qfep.candidate import PrefixCandidate
 from spikeexport.calibration.qfep.measure import residue_behind
+from spikeexport.calibration.site_statistics import SiteStatistics
 from spikeexport.calibration.spikes import lower_median
 from spikeexport.calibration.structure.sites import DecoderStructure
 from torch import nn

@@ -71,12 +71,15 @@ class Fold(Record):
         producer: Module path of the norm or linear that is divided (its bias too, where it has one).
         consumers: Module paths of the linears whose input columns are multiplied.
         scales: Key of the float32 vector s [producer's output channels] in the plan's tensors.
+        rows: First row and the one behind the last that are divided, where the producer is a fused linear (the up part
+            of gate_up_proj, the value part of qkv_proj); s has one value per such row. None: all rows.
     """
 
     kind: FoldKind
     producer: str
     consumers: tuple[str, ...]
     scales: str
+    rows: tuple[int, int] | None = None
 
 
 class TradeOff(Record):
@@ -125,6 +128,7 @@ class Plan(Artifact):
         trade_off: Excluded share against quality, as far as it was measured.
         kv_cache: How the KV cache is stored; None = in the graph's floating-point type.
         rounding: "nearest" (codes follow from the weights) or "gptq" (codes and scales lie in the plan's tensors).
+        largest_activation: Largest |x| of hidden states and linears' inputs in calibration; None: not measured.
         decisions: Method and figures of each choice, for reports: plain words, never read by code.
     """
 
@@ -140,6 +144,7 @@ class Plan(Artifact):
     weights: Literal["int8", "fp"]
     decisions: dict[str, str]
     trade_off: tuple[TradeOff, ...] = ()
+    largest_activation: float | None = None
     kv_cache: KvCachePlan | None = None
     rounding: Rounding = "nearest"
 

@@ -17,6 +17,7 @@ class ModuleSpikes(Record):
         max: Largest S over all calibration tokens.
         median: Mean over samples of the lower median of S.
         ratio: Mean over samples of max S / lower median S.
+        tokens: Calibration tokens that reached the module, for an expert's of a mixture.
     """
 
     name: str
@@ -24,6 +25,7 @@ class ModuleSpikes(Record):
     max: float
     median: float
     ratio: float
+    tokens: int | None = None
 
 
 class SpikeToken(Record):

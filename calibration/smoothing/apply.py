@@ -49,12 +49,21 @@ def fold_point(
         offset = norm_offset(producer)
         _replace(producer, point.producer, "weight", lambda w: (w + offset) / s - offset, saved)
     else:
-        _replace(producer, point.producer, "weight", lambda w: w / s[:, None], saved)
+        _replace(producer, point.producer, "weight", lambda w: w / _over_rows(s, point.rows, len(w))[:, None], saved)
     if getattr(producer, "bias", None) is not None:
-        _replace(producer, point.producer, "bias", lambda b: b / s, saved)
+        _replace(producer, point.producer, "bias", lambda b: b / _over_rows(s, point.rows, len(b)), saved)
     columns = point.expand(s)
     for consumer in point.consumers:
         _replace(model.get_submodule(consumer), consumer, "weight", lambda w: w * columns, saved)
+
+
+def _over_rows(s: torch.Tensor, rows: tuple[int, int] | None, size: int) -> torch.Tensor:
+    """Returns s for every output channel of the producer: 1 where it is not divided."""
+    if rows is None:
+        return s
+    spread = torch.ones(size)
+    spread[slice(*rows)] = s
+    return spread
 
 
 def _replace(module: nn.Module, path: str, name: str, change, saved: dict[str, torch.Tensor]) -> None:
@@ -108,10 +117,13 @@ def point_of(model: nn.Module, fold: Fold, tensors: PlanTensors) -> FoldPoint:
         raise PlanError(
             f"The plan folds {fold.producer} into {fold.consumers[0]}: {error}; is it for another model?"
         ) from None
-    channels, expected = len(tensors[fold.scales]), producer.shape[0]
+    channels = len(tensors[fold.scales])
+    expected = producer.shape[0] if fold.rows is None else fold.rows[1] - fold.rows[0]
     if channels != expected:
         raise PlanError(f"{fold.scales} has {channels} values, {fold.producer} has {expected} channels: wrong model?")
     columns = consumer.shape[1]
     head_dim = int(getattr(model.get_submodule(fold.producer.rsplit(".", 1)[0]), "head_dim", channels) or channels)
     group = head_dim if fold.kind == "v_o" else channels
-    return FoldPoint(fold.kind, fold.producer, fold.consumers, fold.consumers[0], channels, columns // channels, group)
+    return FoldPoint(
+        fold.kind, fold.producer, fold.consumers, (fold.consumers[0],), channels, columns // channels, group, fold.rows
+    )

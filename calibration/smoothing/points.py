@@ -19,19 +19,21 @@ class FoldPoint:
         kind: Which of the four input kinds.
         producer: Module path of the norm or linear whose output is divided.
         consumers: Module paths of the linears whose input columns are multiplied.
-        site: Name of the consumers' input site.
+        sites: Names of the consumers' input sites: one, or one per expert of a mixture.
         channels: Length of s.
         repeats: How often each value of s stands in the consumers' input (query heads per KV head for "v_o").
         group: Width of the block that is repeated (head_dim for "v_o", `channels` otherwise).
+        rows: First row of the producer that is divided and the one behind the last; None: all of them.
     """
 
     kind: FoldKind
     producer: str
     consumers: tuple[str, ...]
-    site: str
+    sites: tuple[str, ...]
     channels: int
     repeats: int = 1
     group: int = 0
+    rows: tuple[int, int] | None = None
 
     def expand(self, s: torch.Tensor) -> torch.Tensor:
         """Spreads s [channels] over the consumers' input [channels * repeats]."""
@@ -68,7 +70,8 @@ def find_fold_points(model: nn.Module, structure: DecoderStructure) -> FoldPoint
         model: Floating-point model; restored before returning.
         structure: Its sites.
     """
-    candidates = [point for site in structure.sites for point in _candidates(model, structure, site)]
+    candidates = _norm_candidates(structure)
+    candidates += [point for site in structure.sites for point in _candidates(model, structure, site)]
     kept: list[FoldPoint] = []
     left_out: list[str] = []
     kinds: tuple[FoldKind, ...] = ("norm", "up_down", "v_o")
@@ -87,24 +90,44 @@ _TOLERANCE = 1e-4
 """Relative change of the logits under a fold by powers of two: rounding only."""
 
 
+def _norm_candidates(structure: DecoderStructure) -> list[FoldPoint]:
+    """Returns one point per norm: its scale moves into everything that it feeds, all experts and their router."""
+    by_norm: dict[str, list[Site]] = {}
+    for site in structure.sites:
+        if site.norm is not None:
+            by_norm.setdefault(site.norm, []).append(site)
+    return [
+        FoldPoint("norm", norm, structure.fed_by(norm), tuple(site.name for site in sites), sites[0].channels)
+        for norm, sites in by_norm.items()
+    ]
+
+
 def _candidates(model: nn.Module, structure: DecoderStructure, site: Site) -> list[FoldPoint]:
     if site.norm is not None:
-        return [FoldPoint("norm", site.norm, site.linears, site.name, site.channels)]
+        return []
     if site.role == "down":
-        producer = _neighbour(structure, site, "up")
-        return [] if producer is None else [FoldPoint("up_down", producer, site.linears, site.name, site.channels)]
+        size = site.channels
+        if producer := _neighbour(structure, site, "up"):
+            return [FoldPoint("up_down", producer, site.linears, (site.name,), size)]
+        if producer := _neighbour(structure, site, "gate_up"):
+            return [FoldPoint("up_down", producer, site.linears, (site.name,), size, rows=(size, 2 * size))]
+        return []
     if site.role == "attention_output":
-        producer = _neighbour(structure, site, "value")
+        producer = _neighbour(structure, site, "value") or _neighbour(structure, site, "qkv")
         return [] if producer is None else _value_to_output(model, site, producer)
     return []
 
 
 def _value_to_output(model: nn.Module, site: Site, producer: str) -> list[FoldPoint]:
-    channels = int(model.get_parameter(f"{producer}.weight").shape[0])
+    outputs = int(model.get_parameter(f"{producer}.weight").shape[0])
+    # A fused linear has the queries' rows first, as many as the output reads, and the values' last.
+    channels = outputs if role_of(producer) == "value" else (outputs - site.channels) // 2
+    rows = None if channels == outputs else (outputs - channels, outputs)
     head_dim = getattr(model.get_submodule(producer.rsplit(".", 1)[0]), "head_dim", None)
-    if head_dim is None or site.channels % channels or channels % head_dim:
+    if head_dim is None or channels <= 0 or site.channels % channels or channels % head_dim:
         return []
-    return [FoldPoint("v_o", producer, site.linears, site.name, channels, site.channels // channels, int(head_dim))]
+    repeats = site.channels // channels
+    return [FoldPoint("v_o", producer, site.linears, (site.name,), channels, repeats, int(head_dim), rows)]
 
 
 def _neighbour(structure: DecoderStructure, site: Site, role: str) -> str | None:

@@ -67,12 +67,14 @@ def solve_folds(
     input_scales: dict[str, torch.Tensor] = {}
     chosen = points.of_kinds(method.kinds)
     for point in sorted(chosen, key=lambda point: point.kind == "norm"):
-        s = _solve(model, point, method, channel_absmax[point.site])
+        s = _solve(model, point, method, torch.stack([channel_absmax[site] for site in point.sites]).amax(0))
         fold_point(model, point, s)
         key = f"{point.producer}.smoothing"
-        folds.append(Fold(kind=point.kind, producer=point.producer, consumers=point.consumers, scales=key))
+        folds.append(
+            Fold(kind=point.kind, producer=point.producer, consumers=point.consumers, scales=key, rows=point.rows)
+        )
         tensors[key] = s.numpy()
-        input_scales[point.site] = point.expand(s)
+        input_scales |= dict.fromkeys(point.sites, point.expand(s))
     return SolvedFolds(tuple(folds), tensors, input_scales)
 
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from typing import Literal
 
-Role = Literal["query", "key", "value", "attention_output", "gate", "up", "down"]
+Role = Literal["query", "key", "value", "attention_output", "gate", "up", "down", "qkv", "gate_up", "router"]
 
 ROLES: dict[str, Role] = {
     "q_proj": "query",
@@ -23,7 +23,17 @@ ROLES: dict[str, Role] = {
     "w1": "gate",
     "w3": "up",
     "w2": "down",
+    "qkv_proj": "qkv",
+    "gate_up_proj": "gate_up",
+    "gate": "router",
+    "router": "router",
+    "shared_expert_gate": "router",
 }
+
+
+def is_router(module: str) -> bool:
+    """Whether a module decides which experts run, or how much: it is neither quantised nor counted as a linear."""
+    return role_of(module) == "router"
 
 
 def role_of(linear: str) -> Role | None:

@@ -5,10 +5,12 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from spikeexport.calibration.foundation.errors import CheckpointError
-from spikeexport.calibration.structure.roles import Role, role_of
+from spikeexport.calibration.structure.experts import all_experts_see_all_tokens, expert_paths
+from spikeexport.calibration.structure.roles import Role, is_router, role_of
 from torch import nn
 
 _PROBE_TOKENS = 4
@@ -24,6 +26,7 @@ class Site:
         layer: Index of the decoder layer.
         channels: Width of the tensor.
         norm: Module path of the norm whose output the tensor is, or None.
+        expert: Module path of the expert that reads it, in a mixture; only the tokens routed there reach it.
     """
 
     name: str
@@ -31,6 +34,7 @@ class Site:
     layer: int
     channels: int
     norm: str | None
+    expert: str | None = None
 
     @property
     def role(self) -> Role | None:
@@ -44,10 +48,17 @@ class Site:
 
 @dataclass(frozen=True)
 class DecoderStructure:
-    """Decoder layers (module paths, in order) and their input sites, in the order in which the model runs them."""
+    """Decoder layers (module paths, in order) and their input sites, in the order in which the model runs them.
+
+    Attributes:
+        layers: Module paths.
+        sites: Inputs of the linears that can be quantised.
+        routers: (module path, norm that feeds it) of each router of a mixture.
+    """
 
     layers: tuple[str, ...]
     sites: tuple[Site, ...]
+    routers: tuple[tuple[str, str | None], ...] = ()
 
     @property
     def linears(self) -> tuple[str, ...]:
@@ -64,6 +75,11 @@ class DecoderStructure:
             if linear in site.linears:
                 return site
         raise KeyError(linear)
+
+    def fed_by(self, norm: str) -> tuple[str, ...]:
+        """Returns everything that reads a norm's output: linears, and routers behind them."""
+        linears = [linear for site in self.sites if site.norm == norm for linear in site.linears]
+        return (*linears, *(router for router, source in self.routers if source == norm))
 
     def in_layer(self, layer: int) -> tuple[Site, ...]:
         """Returns the sites of one decoder layer."""
@@ -107,8 +123,8 @@ def discover(model: nn.Module) -> DecoderStructure:
     """
     layers = decoder_layers(model)
     _refuse_fused_experts(model, layers)
-    recorder = _Recorder()
-    with ExitStack() as stack:
+    recorder = _Recorder(expert_paths(model))
+    with all_experts_see_all_tokens(model), ExitStack() as stack:
         for index, layer in enumerate(layers):
             for path, module in _leaves(model, layer):
                 handle = module.register_forward_hook(recorder.hook(path, index))
@@ -122,7 +138,7 @@ def discover(model: nn.Module) -> DecoderStructure:
             f"{type(model).__name__}: no nn.Linear was run in {layers[0]}: this architecture keeps its projections in "
             "another form, which is not supported."
         )
-    return DecoderStructure(layers, sites)
+    return DecoderStructure(layers, sites, recorder.routers())
 
 
 def _refuse_fused_experts(model: nn.Module, layers: tuple[str, ...]) -> None:
@@ -131,14 +147,14 @@ def _refuse_fused_experts(model: nn.Module, layers: tuple[str, ...]) -> None:
             if parameter.ndim == 3:
                 raise CheckpointError(
                     f"{type(model).__name__} keeps its experts in one parameter ({layer}.{path}, shape "
-                    f"{list(parameter.shape)}): INT8 for mixtures of experts is not supported yet; export "
-                    "with --weights fp."
+                    f"{list(parameter.shape)}) in a form that cannot be taken apart (biases, transposed or interleaved "
+                    "weights): INT8 is not supported for it; export with --weights fp."
                 )
 
 
 def _leaves(model: nn.Module, layer: str) -> Iterator[tuple[str, nn.Module]]:
     for path, module in model.get_submodule(layer).named_modules():
-        if path and (isinstance(module, nn.Linear) or _is_norm(module)):
+        if path and (isinstance(module, nn.Linear) or _is_norm(module) or is_router(path)):
             yield f"{layer}.{path}", module
 
 
@@ -146,29 +162,54 @@ def _is_norm(module: nn.Module) -> bool:
     return "norm" in type(module).__name__.lower() and getattr(module, "weight", None) is not None
 
 
-class _Recorder:
-    """Remembers tensors by identity; keeps them alive so that an address is not used twice."""
+_Tensor = tuple[int, int]
+"""Address and size of a tensor that is kept alive: equal for views of the same elements."""
 
-    def __init__(self) -> None:
+
+class _Recorder:
+    """Remembers tensors by their memory; keeps them alive so that an address is not used twice."""
+
+    def __init__(self, experts: tuple[str, ...]) -> None:
+        self._experts = experts
         self._alive: list[torch.Tensor] = []
-        self._norm_of: dict[int, str] = {}
-        self._readers: dict[tuple[int, int], list[str]] = {}
-        self._channels: dict[tuple[int, int], int] = {}
+        self._norm_of: dict[_Tensor, str] = {}
+        self._readers: dict[tuple[int, _Tensor, str | None], list[str]] = {}
+        self._channels: dict[_Tensor, int] = {}
+        self._routers: dict[str, _Tensor] = {}
 
     def hook(self, path: str, layer: int):
-        def record(module: nn.Module, args: tuple, output: torch.Tensor) -> None:
+        expert = next((expert for expert in self._experts if path.startswith(f"{expert}.")), None)
+
+        def record(module: nn.Module, args: tuple, output: Any) -> None:
             source = args[0]
-            self._alive += [source, output]
-            if not isinstance(module, nn.Linear):
-                self._norm_of[id(output)] = path
-                return
-            self._readers.setdefault((layer, id(source)), []).append(path)
-            self._channels[layer, id(source)] = source.shape[-1]
+            self._alive.append(source)
+            key = _tensor(source)
+            if is_router(path):
+                self._routers[path] = key
+            elif isinstance(module, nn.Linear):
+                readers = self._readers.setdefault((layer, key, expert), [])
+                if path not in readers:
+                    readers.append(path)
+                self._channels[key] = source.shape[-1]
+            else:
+                self._alive.append(output)
+                self._norm_of[_tensor(output)] = path
 
         return record
 
     def sites(self) -> tuple[Site, ...]:
-        return tuple(
-            Site(paths[0], tuple(paths), layer, self._channels[layer, key], self._norm_of.get(key))
-            for (layer, key), paths in self._readers.items()
-        )
+        seen: set[str] = set()
+        found = []
+        for (layer, key, expert), paths in self._readers.items():
+            # An expert runs on all tokens first and then on its own: the first shows what feeds it.
+            if paths[0] not in seen:
+                found.append(Site(paths[0], tuple(paths), layer, self._channels[key], self._norm_of.get(key), expert))
+            seen.update(paths)
+        return tuple(found)
+
+    def routers(self) -> tuple[tuple[str, str | None], ...]:
+        return tuple((path, self._norm_of.get(key)) for path, key in self._routers.items())
+
+
+def _tensor(tensor: torch.Tensor) -> _Tensor:
+    return tensor.data_ptr(), tensor.numel()

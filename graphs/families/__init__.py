@@ -12,8 +12,9 @@ from spikeexport.graphs.families.biases import DECLARED_BIASES
 from spikeexport.graphs.families.cohere import COHERE, COHERE2
 from spikeexport.graphs.families.correction import Correction
 from spikeexport.graphs.families.gemma3 import GEMMA3
-from spikeexport.graphs.families.mixtures import DENSE_LAYERS, GUARDED_EXPERTS
+from spikeexport.graphs.families.mixtures import DENSE_LAYERS, GUARDED_EXPERTS, NAMED_EXPERTS
 from spikeexport.graphs.families.olmoe import CLIPPED_QKV
+from spikeexport.graphs.families.phi3 import FUSED_QKV
 from spikeexport.graphs.families.stablelm import STABLELM
 
 CORRECTIONS: dict[str, tuple[Correction, ...]] = {
@@ -21,14 +22,15 @@ CORRECTIONS: dict[str, tuple[Correction, ...]] = {
     "smollm3": (DECLARED_BIASES,),
     "granite": (DECLARED_BIASES,),
     "gemma3_text": (GEMMA3,),
+    "phi3": (FUSED_QKV,),
     "stablelm": (STABLELM,),
     "cohere": (COHERE,),
     "cohere2": (COHERE2,),
-    "mixtral": (GUARDED_EXPERTS,),
+    "mixtral": (GUARDED_EXPERTS, NAMED_EXPERTS),
     "qwen2_moe": (GUARDED_EXPERTS, DENSE_LAYERS),
     "qwen3_moe": (GUARDED_EXPERTS, DENSE_LAYERS),
     "olmoe": (GUARDED_EXPERTS, CLIPPED_QKV),
-    "granitemoe": (GUARDED_EXPERTS,),
+    "granitemoe": (GUARDED_EXPERTS, NAMED_EXPERTS),
 }
 """model_type -> corrections, applied in order."""
 

@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+import re
 from typing import Any
 
 from onnxscript import nn
+from spikeexport.calibration.structure.expert_names import expert_names
 from spikeexport.graphs.families.correction import Correction
+
+_EXPERT = re.compile(r"\.mlp\.experts\.(\d+)\.(gate_proj|up_proj|down_proj)\.")
+_ROUTER = re.compile(r"\.mlp\.gate\.weight$")
 
 
 class Mixture(nn.Module):
@@ -55,6 +60,31 @@ def _keep_dense_layers(module: Any, architecture: Any, hf_config: Any) -> None:
             layer.mlp = MLP(architecture)
 
 
+def _named_as_in_the_checkpoint(module: Any, architecture: Any, hf_config: Any) -> None:
+    names = expert_names(hf_config.model_type)
+    for layer in module.model.layers:
+        if isinstance(layer.mlp, Mixture):
+            layer.mlp._set_name(names.block)
+            layer.mlp.gate._set_name(names.router)
+            for expert in layer.mlp.experts:
+                expert.gate_proj._set_name(names.gate)
+                expert.up_proj._set_name(names.up)
+                expert.down_proj._set_name(names.down)
+
+
+def _checkpoint_names(state: dict[str, Any], hf_config: Any) -> dict[str, Any]:
+    names = expert_names(hf_config.model_type)
+    new = {"gate_proj": names.gate, "up_proj": names.up, "down_proj": names.down}
+
+    def renamed(name: str) -> str:
+        name = _ROUTER.sub(rf".{names.block}.{names.router}.weight", name)
+        return _EXPERT.sub(lambda found: f".{names.block}.experts.{found[1]}.{new[found[2]]}.", name)
+
+    return {renamed(name): tensor for name, tensor in state.items()}
+
+
 GUARDED_EXPERTS = Correction(module=_guard_experts)
+NAMED_EXPERTS = Correction(module=_named_as_in_the_checkpoint, weights=_checkpoint_names)
+"""Experts and routers under the names that the checkpoint and the PyTorch model have."""
 DENSE_LAYERS = Correction(module=_keep_dense_layers)
 """Layers that `mlp_only_layers` and `decoder_sparse_step` leave without experts; mobius puts experts everywhere."""

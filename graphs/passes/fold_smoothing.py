@@ -47,9 +47,10 @@ class FoldSmoothing(ir.passes.InPlacePass):
             offset = norm_offset(_require(graph, f"{fold.producer}.weight"))
             _change(graph, f"{fold.producer}.weight", scales, lambda w, s: (w + offset) / s - offset, axis=-1)
         else:
-            _change(graph, f"{fold.producer}.weight_t", scales, lambda w, s: w / s, axis=-1)
-        if f"{fold.producer}.bias" in graph.initializers:
-            _change(graph, f"{fold.producer}.bias", scales, lambda b, s: b / s, axis=-1)
+            name = f"{fold.producer}.weight_t"
+            _change(graph, name, _over_rows(graph, name, fold, scales), lambda w, s: w / s, axis=-1)
+        if (name := f"{fold.producer}.bias") in graph.initializers:
+            _change(graph, name, _over_rows(graph, name, fold, scales), lambda b, s: b / s, axis=-1)
         for consumer in fold.consumers:
             rows = lazy_weight(_require(graph, f"{consumer}.weight_t")).shape.numpy()[0]
             spread = self._over_query_heads(scales, rows) if fold.kind == "v_o" else scales
@@ -58,6 +59,15 @@ class FoldSmoothing(ir.passes.InPlacePass):
     def _over_query_heads(self, scales: np.ndarray, rows: int) -> np.ndarray:
         groups = rows // len(scales)
         return np.repeat(scales.reshape(-1, self._head_dim), groups, axis=0).reshape(-1)
+
+
+def _over_rows(graph: ir.Graph, name: str, fold: Fold, scales: np.ndarray) -> np.ndarray:
+    """Returns s for every output channel of a fused linear: 1 where it is not divided."""
+    if fold.rows is None:
+        return scales
+    spread = np.ones(lazy_weight(_require(graph, name)).shape.numpy()[-1], np.float32)
+    spread[slice(*fold.rows)] = scales
+    return spread
 
 
 def _require(graph: ir.Graph, name: str) -> ir.Value:

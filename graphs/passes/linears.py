@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 
 import onnx_ir as ir
+from spikeexport.calibration.structure.roles import is_router
 
 MODULE_KEY = "spikeexport.module"
 """Node metadata: the checkpoint's module path of the linear that a MatMul computes."""
@@ -22,5 +23,9 @@ def named_matmuls(graph: ir.Graph) -> dict[str, ir.Node]:
 
 
 def decoder_matmuls(graph: ir.Graph) -> dict[str, ir.Node]:
-    """Returns module path -> MatMul node of the linears inside decoder layers, in graph order."""
-    return {module: node for module, node in named_matmuls(graph).items() if _DECODER_LAYER.search(module)}
+    """Returns module path -> MatMul node of the linears inside decoder layers, in graph order; routers are none."""
+    return {
+        module: node
+        for module, node in named_matmuls(graph).items()
+        if _DECODER_LAYER.search(module) and not is_router(module)
+    }

@@ -4,12 +4,13 @@ import torch
 from spikeexport.calibration.checkpoint import bos_id
 from spikeexport.calibration.forward import Lead, prefix_key_values, run_windows, windows_with_lead
 from spikeexport.calibration.foundation.errors import UsageError
-from spikeexport.calibration.observe import SiteStatistics, observe_sites
+from spikeexport.calibration.observe import observe_sites
 from spikeexport.calibration.qfep.choose import search_prefix
 from spikeexport.calibration.qfep.given import given_prefix
 from spikeexport.calibration.qfep.paper import paper_prefix, top_tokens
 from spikeexport.calibration.qfep.prefixquant import prefixquant_prefix
 from spikeexport.calibration.qfep.residual import residual_prefix, spiking_ids
+from spikeexport.calibration.site_statistics import SiteStatistics
 from spikeexport.calibration.structure.sites import discover
 
 from tests.calibration.models import load, text_windows

@@ -1,0 +1,33 @@
+"""What was measured at one input site."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+
+@dataclass(frozen=True)
+class SiteStatistics:
+    """What one input looked like over all windows.
+
+    Attributes:
+        token_absmax: S[n, t] = max over channels of |x|, float32 [windows, tokens] (inline BOS included); NaN where a
+            token does not reach the expert that reads the input.
+        channel_max: Largest value of each channel, float32 [channels].
+        channel_min: Smallest value of each channel, float32 [channels].
+    """
+
+    token_absmax: np.ndarray
+    channel_max: np.ndarray
+    channel_min: np.ndarray
+
+    @property
+    def channel_absmax(self) -> np.ndarray:
+        """max |x| of each channel, float32 [channels]."""
+        return np.maximum(np.abs(self.channel_max), np.abs(self.channel_min))
+
+    @property
+    def tokens_seen(self) -> int:
+        """How many tokens reached the input."""
+        return int(np.isfinite(self.token_absmax).sum())
