@@ -54,12 +54,14 @@ class Exclusion(Record):
         precision: How its weight is stored and computed: "w8a16" is INT8 per-channel weights, dequantised.
         why: One phrase for the reports, such as "ratio 2148 >= 20".
         scale: Of the input in FP8 E4M3, absmax / 448 ("fp8" only).
+        ratio: The paper's spike ratio of its input behind the prefix, where it was measured.
     """
 
     linear: str
     precision: ExcludedPrecision
     why: str
     scale: float | None = None
+    ratio: float | None = None
 
 
 class Fold(Record):
