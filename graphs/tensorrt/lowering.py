@@ -10,6 +10,7 @@ import onnx_ir as ir
 from onnx_ir.passes.common import RemoveUnusedNodesPass
 from spikeexport.calibration.foundation.errors import GraphError
 from spikeexport.graphs.tensorrt.decompose_attention import DecomposeAttention
+from spikeexport.graphs.tensorrt.deinterleave_rotary import DeinterleaveRotary
 from spikeexport.graphs.tensorrt.join_qkv import JoinQkv
 
 JOINED_DATA = "lowered.data"
@@ -24,7 +25,7 @@ def lower(model: ir.Model) -> ir.Model:
     Raises:
         GraphError: A pass refuses the graph.
     """
-    for step in (JoinQkv(), DecomposeAttention(), RemoveUnusedNodesPass()):
+    for step in (JoinQkv(), DecomposeAttention(), DeinterleaveRotary(), RemoveUnusedNodesPass()):
         try:
             step(model)
         except (ir.passes.PreconditionError, ir.passes.PostconditionError) as error:
