@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Literal
 
 from spikeexport.calibration.foundation.errors import UsageError
-from spikeexport.calibration.options import SAMPLES, SEQLEN, PlanOptions, held_out_windows
+from spikeexport.calibration.options import PlanOptions
 from spikeexport.calibration.records.plan import KvCachePlan, Plan, PlanTensors
 
 if TYPE_CHECKING:
@@ -46,16 +46,12 @@ def add_int8_kv(
     from spikeexport.calibration.checkpoint import bos_id, load_model
     from spikeexport.calibration.forward import Lead
     from spikeexport.calibration.kv_scales import measure_kv_scales
-    from spikeexport.calibration.text import calibration_windows
+    from spikeexport.calibration.plan_windows import plan_windows
 
     model = load_model(checkpoint)
-    samples, seqlen = options.samples or SAMPLES, options.seqlen or SEQLEN
-    # The planner's own request, so that text sampled from the model is not sampled again.
-    windows, info = calibration_windows(
-        checkpoint, model, options.calibration, samples + held_out_windows(samples), seqlen, options.seed
-    )
+    windows = plan_windows(checkpoint, model, options)
     lead = Lead(prefix=plan.prefix.ids) if plan.prefix else Lead(bos=bos_id(checkpoint))
-    scales = measure_kv_scales(model, windows, lead, plan.folds, tensors)
-    kv_cache = KvCachePlan(layers=len(scales) // 2, calibration=info)
+    scales = measure_kv_scales(model, windows.fit, lead, plan.folds, tensors)
+    kv_cache = KvCachePlan(layers=len(scales) // 2, calibration=windows.info)
     decisions = {**plan.decisions, "kv cache": "int8, one static scale per head and channel"}
     return plan.model_copy(update={"kv_cache": kv_cache, "decisions": decisions}), {**tensors, **scales}

@@ -27,7 +27,8 @@ def bench_table(data: Mapping[str, Any]) -> RenderableType:
         for name, ratio in data["ratios"].items()
     ]
     title = f"{data['prefill']} prompt tokens, {data['decode']} steps, batch {data['batch']}, {data['rounds']} rounds"
-    return Group(rows_table(columns, rows, title), facts_table(ratios))
+    disturbed = f"up to {data['others_share']:.0%} of the CPUs in a round; {data['repeated']} rounds measured again"
+    return Group(rows_table(columns, rows, title), facts_table([*ratios, ("other processes", disturbed)]))
 
 
 def doctor_table(data: Mapping[str, Any]) -> RenderableType:

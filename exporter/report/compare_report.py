@@ -187,8 +187,14 @@ def noise_sentence(noise: Mapping[str, Any]) -> str:
     """Says how far the candidate is from itself when it is moved a little."""
     return (
         f"KL {noise['kl_divergence']:.4f} nats, ratio {noise['perplexity_ratio']:.4f}, same best token "
-        f"{noise['top1_agreement']:.1%}: the candidate against itself, moved by {noise['relative']:.0e}"
+        f"{noise['top1_agreement']:.1%}: the candidate against itself, its weights moved by {_power(noise['relative'])}"
     )
+
+
+def _power(relative: float) -> str:
+    """Returns 1e-06 as 1e-6."""
+    mantissa, _, exponent = f"{relative:.0e}".partition("e")
+    return f"{mantissa}e{int(exponent)}"
 
 
 def _with_interval(value: float, interval: list[float]) -> str:

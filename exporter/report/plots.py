@@ -145,7 +145,6 @@ def series_plot(
         axes = plot.axes
         if log:
             axes.set_yscale("log")
-            axes.minorticks_off()
         if log_x:
             axes.set_xscale("log", base=2)
             axes.xaxis.set_major_formatter(lambda value, _: f"{value:g}")
@@ -161,12 +160,24 @@ def series_plot(
                 alpha=one.alpha,
                 label=one.label,
             )
+        if log:
+            _plain_log_ticks(axes)
         axes.set_xlabel(x_label)
         axes.set_ylabel(y_label)
         axes.margins(x=0.02)
         columns = len(series) if size == WIDE else 2
         axes.legend(loc="lower left", bbox_to_anchor=(0, 1), ncols=columns, borderaxespad=0.2)
     return plot.svg
+
+
+def _plain_log_ticks(axes: Any) -> None:
+    """Labels a logarithmic axis with plain numbers, and more of them where it spans less than two decades."""
+    from matplotlib.ticker import LogLocator
+
+    low, high = axes.get_ylim()
+    axes.minorticks_off()
+    axes.yaxis.set_major_locator(LogLocator(base=10, subs=(1.0, 2.0, 5.0) if high < 100 * low else (1.0,), numticks=6))
+    axes.yaxis.set_major_formatter(lambda value, _: f"{value:g}")
 
 
 def _themed(svg: str) -> str:

@@ -37,8 +37,8 @@ def judge(ratio: float, interval: Sequence[float], kl: float, noise_kl: float | 
     change = (ratio - 1) * 100
     size = f"{abs(change):.1f} % {'higher' if change >= 0 else 'lower'}"
     certain = "" if interval[0] > 1 or interval[1] < 1 else "; the interval over windows includes no difference at all"
-    floor = f"; noise floor {noise_kl:.3f}" if noise_kl is not None else ""
-    figures = f"Its perplexity is {size} than the reference's (KL {kl:.3f} nats{floor}){certain}."
+    floor = f"; noise floor {noise_kl:.4f}" if noise_kl is not None else ""
+    figures = f"Its perplexity is {size} than the reference's (KL {kl:.4f} nats{floor}){certain}."
     if ratio <= CLOSE_RATIO:
         return Verdict("good", f"Close to the reference. {figures}")
     if ratio <= USABLE_RATIO:

@@ -14,7 +14,7 @@ from spikeexport.runners.ort_provider import CPU, provider_list, require_provide
 
 _WEIGHT_ONLY = {
     "session.qdq_matmulnbits_accuracy_level": "4",
-    "session.qdq_matmulnbits_block_size": "64",
+    "session.qdq_matmulnbits_block_size": "128",
 }
 
 

@@ -52,7 +52,7 @@ class OnnxRuntimeBackend(Backend):
             UsageError: GPU options, or an unknown pass in `options.without`.
         """
         import onnx_ir as ir
-        from spikeexport.backends.onnxruntime.phases import phase_words
+        from spikeexport.backends.onnxruntime.phases import read_phases
         from spikeexport.backends.onnxruntime.truth import node_modules, optimized_graph, read_truth
         from spikeexport.graphs.onnxruntime.forms import write_forms
         from spikeexport.graphs.onnxruntime.lowering import lower
@@ -75,9 +75,10 @@ class OnnxRuntimeBackend(Backend):
         planned = portable.plan.quantized_linears if portable.plan is not None else ()
         optimized = optimized_graph(folder / MODEL_NAME)
         truth = read_truth(optimized, planned, node_modules(model.graph), layers)
-        phases = phase_words(forms, optimized, folder / DECODE_NAME)
+        phases = read_phases(forms, optimized, folder / DECODE_NAME)
+        truth = truth.model_copy(update={"kernels": phases.kernels})
         _check_first_runs(_open_built(folder, portable, prefix if shared else None), portable.path.name)
-        target = {**_target(reports, shared), **phases}
+        target = {**_target(reports, shared), **phases.words}
         return Compiled(truth=truth, target=target, versions=_versions())
 
     def runner(self, folder: Path, **options: Any) -> CausalRunner:
