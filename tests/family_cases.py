@@ -204,3 +204,28 @@ CASES: dict[str, dict[str, dict[str, Any]]] = {
 def all_cases() -> list[tuple[str, str]]:
     """Returns (family, configuration) of every case."""
     return [(family, label) for family, cases in CASES.items() for label in cases]
+
+
+FAMILY_NAMES: dict[str, str] = {
+    "llama": "Llama 2 to 3.2, SOLAR, Yi, SmolLM2",
+    "smollm3": "SmolLM3",
+    "mistral": "Mistral",
+    "ministral": "Ministral",
+    "mixtral": "Mixtral",
+    "qwen2_moe": "Qwen2-MoE",
+    "qwen3_moe": "Qwen3-MoE",
+    "olmoe": "OLMoE",
+    "granitemoe": "Granite-MoE",
+    "gemma": "Gemma 1",
+    "gemma2": "Gemma 2",
+    "gemma3_text": "Gemma 3 (text)",
+    "qwen2": "Qwen2, Qwen2.5",
+    "qwen3": "Qwen3",
+    "phi3": "Phi-3, Phi-4",
+    "stablelm": "StableLM",
+    "olmo2": "OLMo 2",
+    "granite": "Granite",
+    "cohere": "Cohere (Command R)",
+    "cohere2": "Cohere 2 (Command R7B)",
+}
+"""Family -> what it is called by its users."""
