@@ -28,6 +28,7 @@ def local_damage(
     lead: Lead,
     *,
     key_values: KeyValues | None = None,
+    shifts: Mapping[str, torch.Tensor] | None = None,
     batch: int = 4,
 ) -> dict[str, float]:
     """Measures each site's relative error energy in one floating-point pass.
@@ -43,12 +44,13 @@ def local_damage(
         windows: int64 [n, L], best ones that the scales were not taken from.
         lead: What stands before each window.
         key_values: The prefix's cache when already known.
+        shifts: Site name -> what is taken off an input before it is quantised.
         batch: Windows per call.
 
     Returns:
         Site name -> mean over tokens, summed over the site's linears.
     """
-    meter = _Meter(model, structure, quantizer, scales)
+    meter = _Meter(model, structure, quantizer, scales, shifts or {})
     with (
         site_hooks(model, structure.sites, meter.on_input),
         meter.layer_hooks(),
@@ -61,22 +63,30 @@ def local_damage(
 
 class _Meter:
     def __init__(
-        self, model: nn.Module, structure: DecoderStructure, quantizer: FakeQuantizer, scales: Mapping[str, float]
+        self,
+        model: nn.Module,
+        structure: DecoderStructure,
+        quantizer: FakeQuantizer,
+        scales: Mapping[str, float],
+        shifts: Mapping[str, torch.Tensor],
     ) -> None:
         self._model = model
         self._structure = structure
         self._quantizer = quantizer
         self._scales = scales
+        self._shifts = shifts
         self._sum = dict.fromkeys((site.name for site in structure.sites), 0.0)
         self._tokens = dict.fromkeys(self._sum, 0)
         self._pending: dict[int, list[tuple[str, torch.Tensor]]] = {}
 
     def on_input(self, site: Site, x: torch.Tensor) -> None:
-        quantized = fake_quantize_input(x, self._scales[site.name])
+        shift = self._shifts.get(site.name, torch.zeros(()))
+        quantized = fake_quantize_input(x - shift, self._scales[site.name])
         for linear in site.linears:
             module = self._model.get_submodule(linear)
             y = F.linear(x, module.weight)  # type: ignore[arg-type]
-            error = _energy(F.linear(quantized, self._quantizer.weight(linear)) - y)
+            wanted = y if site.name not in self._shifts else F.linear(x - shift, module.weight)  # type: ignore[arg-type]
+            error = _energy(F.linear(quantized, self._quantizer.weight(linear)) - wanted)
             if site.role in _WRITES_TO_RESIDUAL:
                 error = _over_all_tokens(error, routed_tokens(self._model, site))
                 self._pending.setdefault(site.layer, []).append((site.name, error))

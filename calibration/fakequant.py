@@ -77,13 +77,19 @@ class FakeQuantizer:
         self._weights[linear] = weight
 
     @contextlib.contextmanager
-    def active(self, scales: Mapping[str, float | None], keep_weights: frozenset[str] = frozenset()) -> Iterator[None]:
+    def active(
+        self,
+        scales: Mapping[str, float | None],
+        keep_weights: frozenset[str] = frozenset(),
+        shifts: Mapping[str, torch.Tensor] | None = None,
+    ) -> Iterator[None]:
         """While active, sites in `scales` are quantised and every decoder weight is on its INT8 grid.
 
         Args:
             scales: Site name -> static scale, or None for a dynamic scale per token. Sites left out keep their
                 floating-point input (W8A16).
             keep_weights: Linears whose weight stays floating point too.
+            shifts: Site name -> z [channels], taken off before quantisation and given back as z @ W.
         """
         modules = {linear: self._model.get_submodule(linear) for linear in self._structure.linears}
         try:
@@ -91,7 +97,8 @@ class FakeQuantizer:
                 quantize = self._quantize_input(scales[site.name]) if site.name in scales else _identity
                 for linear in site.linears:
                     if linear not in keep_weights:
-                        modules[linear].forward = self._forward(linear, modules[linear], quantize)
+                        shift = (shifts or {}).get(site.name) if site.name in scales else None
+                        modules[linear].forward = self._forward(linear, modules[linear], quantize, shift)
             yield
         finally:
             for module in modules.values():
@@ -103,17 +110,21 @@ class FakeQuantizer:
         bits = self._bits.activations
         last: list[tuple[torch.Tensor, torch.Tensor]] = []
 
-        def quantize(x: torch.Tensor) -> torch.Tensor:
+        def quantize(x: torch.Tensor, shift: torch.Tensor | None = None) -> torch.Tensor:
             if last and last[0][0] is x:
                 return last[0][1]
-            quantized = fake_quantize_input(x, token_scale(x, bits) if scale is None else scale, bits)
+            centred = x if shift is None else x - shift
+            quantized = fake_quantize_input(centred, token_scale(centred, bits) if scale is None else scale, bits)
             last[:] = [(x, quantized)]
             return quantized
 
         return quantize
 
-    def _forward(self, linear: str, module: nn.Module, quantize):
+    def _forward(self, linear: str, module: nn.Module, quantize, shift: torch.Tensor | None):
         weight, bias = self._weights[linear], module.bias
+        if shift is not None:
+            bias = F.linear(shift, module.weight, bias)  # type: ignore[arg-type]
+            return lambda x: F.linear(quantize(x, shift), weight, bias)
 
         def forward(x: torch.Tensor) -> torch.Tensor:
             return F.linear(quantize(x), weight, bias)  # type: ignore[arg-type]

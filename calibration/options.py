@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
+from spikeexport.calibration.defaults import MAX_EXCLUDED
 from spikeexport.calibration.foundation.errors import UsageError
 from spikeexport.calibration.records.plan import ExcludedPrecision
+from spikeexport.calibration.scales import ScaleRule, scale_rule
 from spikeexport.calibration.smoothing.solve import Smoothing
 
 SAMPLES = 32
@@ -17,6 +19,7 @@ HELD_OUT = 8
 
 HELD_OUT_TOKENS = 256
 """Tokens of each of them that are used."""
+
 
 ALL_FOLDS = frozenset({"norm", "up_down", "v_o"})
 DEFAULT_ALPHA = 0.85
@@ -31,13 +34,15 @@ class PlanOptions:
         calibration: TEXTs; the maximum over all of them sets the scales.
         samples: Calibration windows, `HELD_OUT` more are kept aside; None = `SAMPLES`.
         seqlen: Tokens per window; None = `SEQLEN`.
-        qfem: "auto", "off" or the paper's alpha.
+        qfem: "auto", "off", the paper's alpha, "first-last:N" or the path of a published list.
         qfep: "auto", "off", a text, or "ids:1,2,3".
-        smooth: "auto", "off", "folds[:A]", "smoothquant[:A]" or "swiglu".
+        smooth: "auto", "off", "folds[:A]", "smoothquant[:A]", "outliertune" or "swiglu".
         exclude: Glob patterns of linears that stay unquantised.
         excluded_precision: How they are stored and computed.
         weights: "int8"; "fp" needs no plan.
         max_excluded: Largest share of the decoder's weights that "auto" may exclude.
+        rounding: "auto" (what measures better), "nearest" or "gptq".
+        scales: "auto", "absmax", "percentile[:P]" or "mse".
         seed: Of sampling.
     """
 
@@ -51,8 +56,14 @@ class PlanOptions:
     exclude: tuple[str, ...] = ()
     excluded_precision: ExcludedPrecision = "w8a16"
     weights: Literal["int8", "fp"] = "int8"
-    max_excluded: float = 0.05
+    max_excluded: float = MAX_EXCLUDED
+    rounding: Literal["auto", "nearest", "gptq"] = "auto"
+    scales: str = "auto"
     seed: int = 0
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.max_excluded <= 1:
+            raise UsageError(f"--max-excluded {self.max_excluded:g}: expected a share from 0 to 1, such as 0.05.")
 
     @property
     def alpha(self) -> float | None:
@@ -61,15 +72,46 @@ class PlanOptions:
         Raises:
             UsageError: `qfem` is neither a word nor a positive number.
         """
-        if self.qfem in ("auto", "off"):
+        if self.qfem in ("auto", "off") or self.first_last is not None or self.published is not None:
             return None
         try:
             alpha = float(self.qfem)
         except ValueError:
             alpha = float("nan")
         if not alpha > 0:
-            raise UsageError(f"--qfem {self.qfem}: expected auto, off, or a ratio above 0 such as 20.")
+            raise UsageError(
+                f"--qfem {self.qfem}: expected auto, off, a ratio above 0 such as 20, first-last:N, or a .json "
+                "file with a published list."
+            )
         return alpha
+
+    @property
+    def first_last(self) -> int | None:
+        """N of "first-last:N", or None.
+
+        Raises:
+            UsageError: N is not a number above 0.
+        """
+        name, _, count = self.qfem.partition(":")
+        if name != "first-last":
+            return None
+        if not count.isdecimal() or int(count) == 0:
+            raise UsageError(f"--qfem {self.qfem}: expected a number of layers above 0, such as first-last:3.")
+        return int(count)
+
+    @property
+    def published(self) -> Path | None:
+        """The file of a published list, or None."""
+        return Path(self.qfem) if self.qfem.endswith(".json") else None
+
+    @property
+    def scale_rule(self) -> ScaleRule | None:
+        """How input scales are chosen, or None for "auto".
+
+        Raises:
+            UsageError: The method is not known, or its percentile is not between 50 and 100.
+        """
+        return None if self.scales == "auto" else scale_rule(self.scales)
 
     @property
     def smoothing(self) -> Smoothing | None:
@@ -91,9 +133,10 @@ _METHODS: dict[str, Smoothing] = {
     "auto": Smoothing("folds", ALL_FOLDS, DEFAULT_ALPHA),
     "folds": Smoothing("folds", ALL_FOLDS, DEFAULT_ALPHA),
     "smoothquant": Smoothing("smoothquant", frozenset({"norm"}), 0.5, center=False),
+    "outliertune": Smoothing("outliertune", ALL_FOLDS, 1.0, shift=True),
     "swiglu": Smoothing("swiglu", frozenset({"up_down"}), 1.0, power_of_two=True),
 }
-"""The one table of smoothing methods (OutlierTune needs a shift as well; see `--help`)."""
+"""The one table of smoothing methods."""
 
 
 def _with_alpha(method: Smoothing, text: str, whole: str) -> Smoothing:
@@ -103,4 +146,4 @@ def _with_alpha(method: Smoothing, text: str, whole: str) -> Smoothing:
         alpha = float("nan")
     if not 0 <= alpha <= 1:
         raise UsageError(f"--smooth {whole}: the strength is a number from 0 to 1, found {text!r}.")
-    return Smoothing(method.name, method.kinds, alpha, method.center, method.power_of_two)
+    return replace(method, alpha=alpha)

@@ -11,20 +11,23 @@ from spikeexport.calibration.exclusions import choose_exclusions
 from spikeexport.calibration.forward import Lead
 from spikeexport.calibration.largest_value import largest_value
 from spikeexport.calibration.observe import SiteStatistics, observe_sites
-from spikeexport.calibration.options import HELD_OUT, HELD_OUT_TOKENS, SAMPLES, SEQLEN, PlanOptions
+from spikeexport.calibration.options import PlanOptions
+from spikeexport.calibration.plan_records import exclusions, input_sites
+from spikeexport.calibration.plan_windows import plan_windows
 from spikeexport.calibration.profiler import profile_windows
 from spikeexport.calibration.qfem import linears_of, sites_at_least, sites_matching, weight_shares
 from spikeexport.calibration.qfep.choose import search_prefix
 from spikeexport.calibration.qfep.given import given_prefix
 from spikeexport.calibration.quality import Quality, Reference, evaluate
 from spikeexport.calibration.records.model_id import CalibrationInfo
-from spikeexport.calibration.records.plan import Exclusion, InputSite, Plan, PlanTensors, Prefix, TradeOff
-from spikeexport.calibration.records.profile import Profile
+from spikeexport.calibration.records.plan import Plan, PlanTensors, Prefix, TradeOff
+from spikeexport.calibration.rounding.round_plan import round_with_compensation, use_codes
 from spikeexport.calibration.smoothing.apply import restore_all
 from spikeexport.calibration.smoothing.points import FoldPoints, find_fold_points
 from spikeexport.calibration.spikes import spike_ratio
 from spikeexport.calibration.structure.sites import DecoderStructure, discover
 from spikeexport.calibration.trial import Trial, make_trial
+from spikeexport.calibration.wishes import listed_sites, wished_profile, wished_scale_rule
 from torch import nn
 
 if TYPE_CHECKING:
@@ -68,47 +71,42 @@ class _Planner:
         self._checkpoint = checkpoint
         self._model = model
         self._options = options
-        self._alpha, self._smoothing = options.alpha, options.smoothing
+        self._alpha, self._smoothing, self._rule = options.alpha, options.smoothing, wished_scale_rule(options)
         self._structure: DecoderStructure = discover(model)
         self._forced = sites_matching(self._structure, options.exclude)
+        self._listed = listed_sites(self._structure, options)
         self._given = given_prefix(checkpoint, options.qfep)
-        self._known = _read_profile(checkpoint, options)
+        self._known = wished_profile(checkpoint, options)
         self._bos = bos_id(checkpoint)
         self._decisions: dict[str, str] = {}
 
     def plan(self) -> tuple[Plan, PlanTensors]:
-        windows, held_out, info = self._windows()
+        texts = plan_windows(self._checkpoint, self._model, self._options)
+        windows, held_out, self._search_on = texts.fit, texts.held_out, texts.search
+        self._fit = windows
         points = find_fold_points(self._model, self._structure)
         behind, trial = self._choose_lead(windows, held_out, points)
         sites, alpha, trade_off = self._exclude(behind, trial, held_out)
         self._describe_smoothing(points)
+        codes = self._round(behind, trial, sites, windows, held_out)
         plan = Plan(
             model=self._checkpoint.model_id,
-            calibration=info,
+            calibration=texts.info,
             prefix=self._prefix(behind.lead),
             folds=trial.solved.folds,
-            sites=self._input_sites(behind, trial, sites),
-            excluded=self._exclusions(sites),
+            sites=input_sites(self._structure, trial, behind.statistics, sites),
+            excluded=exclusions(
+                self._structure, trial, behind.statistics, self._why, self._options.excluded_precision, sites
+            ),
             alpha=alpha,
             weights="int8",
             decisions=self._decisions,
             trade_off=trade_off,
             largest_activation=behind.largest,
+            rounding="gptq" if codes else "nearest",
         )
-        return plan, trial.solved.tensors
-
-    def _windows(self) -> tuple[np.ndarray, np.ndarray, CalibrationInfo]:
-        from spikeexport.calibration.text import calibration_windows
-
-        options = self._options
-        samples, seqlen = options.samples or SAMPLES, options.seqlen or SEQLEN
-        aside = max(1, min(HELD_OUT, samples // 4))
-        ids, info = calibration_windows(
-            self._checkpoint, self._model, options.calibration, samples + aside, seqlen, options.seed
-        )
-        held_out = np.linspace(0, len(ids) - 1, aside).round().astype(int)
-        kept = np.delete(ids, held_out, axis=0)
-        return kept, ids[held_out, :HELD_OUT_TOKENS], info.model_copy(update={"samples": samples})
+        shifts = {site.shift: trial.shifts[site.name].numpy() for site in plan.sites if site.shift is not None}
+        return plan, {**trial.solved.tensors, **shifts, **codes}
 
     def _choose_lead(self, windows: np.ndarray, held_out: np.ndarray, points: FoldPoints) -> tuple[_Behind, Trial]:
         plain = self._measure(Lead(bos=self._bos), windows, held_out)
@@ -127,7 +125,14 @@ class _Planner:
         self, plain: _Behind, windows: np.ndarray, held_out: np.ndarray, points: FoldPoints
     ) -> tuple[_Behind, Trial]:
         search = search_prefix(
-            self._model, self._structure, windows, held_out, plain.statistics, self._bos, plain.original.loss
+            self._model,
+            self._structure,
+            windows,
+            self._search_on,
+            held_out,
+            plain.statistics,
+            self._bos,
+            plain.original.loss,
         )
         self._decisions["prefix candidates"] = search.describe()
         if search.best is None:
@@ -167,7 +172,16 @@ class _Planner:
         return {name: spike_ratio(site.token_absmax) for name, site in statistics.items()}
 
     def _trial(self, behind: _Behind, points: FoldPoints) -> Trial:
-        return make_trial(self._model, self._structure, behind.lead, behind.statistics, points, self._smoothing)
+        return make_trial(
+            self._model,
+            self._structure,
+            behind.lead,
+            behind.statistics,
+            points,
+            self._smoothing,
+            windows=self._fit,
+            rule=self._rule,
+        )
 
     def _exclude(
         self, behind: _Behind, trial: Trial, held_out: np.ndarray
@@ -177,6 +191,10 @@ class _Planner:
             self._why = {site: f"ratio {self._ratios[site]:.4g} >= {self._alpha:g}" for site in by_ratio}
             self._decisions["exclusions"] = f"ratio >= {self._alpha:g}: {len(by_ratio)} inputs"
             return tuple(dict.fromkeys((*self._forced, *by_ratio))), self._alpha, ()
+        if self._listed is not None:
+            self._why = self._listed
+            self._decisions["exclusions"] = f"{self._options.qfem}: {len(self._listed)} inputs"
+            return tuple(dict.fromkeys((*self._forced, *self._listed))), None, ()
         if self._options.qfem == "off":
             self._why = {}
             self._decisions["exclusions"] = "off" if not self._forced else "by hand only"
@@ -194,6 +212,7 @@ class _Planner:
             held_out,
             behind.lead,
             key_values=trial.key_values,
+            shifts=trial.shifts,
         )
         found = choose_exclusions(
             self._structure,
@@ -211,6 +230,33 @@ class _Planner:
         )
         return found.sites, None, found.trade_off
 
+    def _round(
+        self, behind: _Behind, trial: Trial, excluded: tuple[str, ...], windows: np.ndarray, held_out: np.ndarray
+    ) -> PlanTensors:
+        wish = self._options.rounding
+        if wish == "nearest":
+            return {}
+        left_out = frozenset(excluded)
+        nearest = trial.quality(self._model, held_out, behind.reference, left_out)
+        leave = linears_of(self._structure, excluded) if self._options.excluded_precision != "w8a16" else ()
+        codes = round_with_compensation(
+            self._model,
+            self._structure,
+            windows,
+            behind.lead,
+            shifts={site: z for site, z in trial.shifts.items() if site not in left_out},
+            key_values=trial.key_values,
+            leave=leave,
+        )
+        use_codes(trial.quantizer, self._structure.linears, codes)
+        compensated = trial.quality(self._model, held_out, behind.reference, left_out)
+        taken = wish == "gptq" or compensated.kl < nearest.kl
+        self._decisions["rounding"] = (
+            f"{'gptq' if taken else 'nearest'}: KL on held-out windows {compensated.kl:.4f} with error compensation, "
+            f"{nearest.kl:.4f} with nearest codes"
+        )
+        return codes if taken else {}
+
     def _describe_smoothing(self, points: FoldPoints) -> None:
         method = self._smoothing
         self._decisions["smoothing"] = f"{method.name}:{method.alpha:g}" if method else "off"
@@ -223,31 +269,3 @@ class _Planner:
         if self._given is not None:
             return self._given
         return Prefix(ids=lead.prefix, text=self._checkpoint.tokenizer().decode(list(lead.prefix)))
-
-    def _input_sites(self, behind: _Behind, trial: Trial, excluded: tuple[str, ...]) -> tuple[InputSite, ...]:
-        return tuple(
-            InputSite(
-                name=site.name,
-                linears=site.linears,
-                scale=trial.scales[site.name],
-                ratio=spike_ratio(behind.statistics[site.name].token_absmax),
-            )
-            for site in self._structure.sites
-            if site.name not in excluded
-        )
-
-    def _exclusions(self, sites: tuple[str, ...]) -> tuple[Exclusion, ...]:
-        precision = self._options.excluded_precision
-        return tuple(
-            Exclusion(linear=linear, precision=precision, why=self._why.get(site, "excluded by hand"))
-            for site in sites
-            for linear in linears_of(self._structure, (site,))
-        )
-
-
-def _read_profile(checkpoint: Checkpoint, options: PlanOptions) -> Profile | None:
-    if options.profile is None:
-        return None
-    profile = Profile.load(options.profile)
-    profile.model.require_same(checkpoint.model_id, f"The profile {options.profile}")
-    return profile

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from spikeexport.calibration.foundation.errors import UsageError
-from spikeexport.calibration.options import PlanOptions
+from spikeexport.calibration.options import MAX_EXCLUDED, PlanOptions
 from spikeexport.calibration.records.plan import ExcludedPrecision, Plan, Prefix, save_plan
 from spikeexport.decide import decide, read_recipe, refuse_beside_recipe
 from spikeexport.kv_decision import KvStorage, add_int8_kv, refuse_other_kv, storage_of
@@ -63,6 +63,9 @@ class ExportResult:
             "alpha": plan.alpha,
             "prefix": {"ids": list(plan.prefix.ids), "text": plan.prefix.text} if plan.prefix else None,
             "folds": len(plan.folds),
+            "rounding": plan.rounding,
+            "exclusions": [exclusion.model_dump(mode="json", exclude_none=True) for exclusion in plan.excluded],
+            "trade_off": [row.model_dump(mode="json") for row in plan.trade_off],
             "decisions": plan.decisions,
             "weights": plan.weights,
             "lm_head": self.lm_head,
@@ -89,7 +92,10 @@ def export(
     qfep: str = "auto",
     smooth: str = "auto",
     exclude: Sequence[str] = (),
+    max_excluded: float = MAX_EXCLUDED,
     excluded_precision: ExcludedPrecision = "w8a16",
+    rounding: Literal["auto", "nearest", "gptq"] = "auto",
+    scales: str = "auto",
     weights: Literal["int8", "fp"] = "int8",
     lm_head: Literal["fp", "int8"] = "fp",
     kv: KvStorage | None = None,
@@ -110,11 +116,15 @@ def export(
         calibration: Texts to calibrate on: files, dataset ids or "self".
         samples: Number of calibration windows.
         seqlen: Tokens per window.
-        qfem: "auto", "off", or the ratio from which on a linear stays unquantised.
+        qfem: "auto", "off", the ratio from which on a linear stays unquantised, "first-last:N" (down_proj of the first
+            and last N layers), or a .json file with a published list.
         qfep: "auto", "off", a text, or "ids:1,2,3".
         smooth: "auto", "off", "smoothquant[:A]", "outliertune" or "swiglu".
         exclude: Glob patterns of module paths that stay unquantised too.
+        max_excluded: Largest share of the decoder's weights (0 to 1) that "auto" may leave unquantised.
         excluded_precision: How excluded linears are stored and computed.
+        rounding: How weights are rounded: "nearest", "gptq", or "auto" for what measures better.
+        scales: How input scales are chosen: "auto", "absmax", "percentile[:P]" or "mse".
         weights: "fp" writes the plain decoder: no INT8, no folds, and a prefix only where `qfep` names one.
         lm_head: "int8" stores the output head as INT8 weights.
         kv: "int8" stores the KV cache as INT8 with calibrated static scales; past and present are then int8.
@@ -142,7 +152,10 @@ def export(
         qfep=qfep,
         smooth=smooth,
         exclude=tuple(exclude),
+        max_excluded=max_excluded,
         excluded_precision=excluded_precision,
+        rounding=rounding,
+        scales=scales,
         weights=weights,
     )
     if recipe is not None:

@@ -17,6 +17,7 @@ from spikeexport.graphs.passes.name_linears import NameLinears
 from spikeexport.graphs.passes.quantize_kv_cache import QuantizeKvCache
 from spikeexport.graphs.passes.quantize_lm_head import QuantizeLmHead
 from spikeexport.graphs.passes.quantize_weights import QuantizeWeights
+from spikeexport.graphs.passes.shift_inputs import ShiftInputs
 from spikeexport.graphs.passes.shift_positions import ShiftPositions
 from spikeexport.graphs.passes.split_attention import PrefixKeyValues, SplitAttention
 from spikeexport.graphs.passes.stamp_metadata import StampMetadata
@@ -71,7 +72,7 @@ def quantise(
         model: The graph.
         plan: What was decided.
         lm_head: "int8" stores the output head as INT8 weights.
-        tensors: The plan's vectors; an INT8 KV cache needs them.
+        tensors: The plan's vectors; shifts, GPTQ's codes and an INT8 KV cache are there.
 
     Raises:
         GraphError: Plan and graph do not match.
@@ -81,10 +82,10 @@ def quantise(
     passes: list[ir.passes.InPlacePass] = []
     if plan.weights == "int8":
         _require_complete(plan, linears)
-        weight_only = [exclusion.linear for exclusion in plan.excluded if exclusion.precision == "w8a16"]
         passes = [
+            ShiftInputs(plan.sites, tensors or {}),
             InsertActivationQdq(plan.sites),
-            QuantizeWeights([*plan.quantized_linears, *weight_only]),
+            QuantizeWeights(plan.int8_weights, tensors if plan.rounding == "gptq" else None),
             KeepExcluded(plan.excluded),
         ]
     if plan.kv_cache is not None:

@@ -52,6 +52,7 @@ def search_prefix(
     model: nn.Module,
     structure: DecoderStructure,
     windows: np.ndarray,
+    few: np.ndarray,
     held_out: np.ndarray,
     statistics: dict[str, SiteStatistics],
     bos: int | None,
@@ -66,13 +67,13 @@ def search_prefix(
         model: Unquantised, without folds.
         structure: Its sites.
         windows: int64 [n, L], the windows that `statistics` belongs to.
+        few: int64 [n, L], a few windows that candidates are tried on.
         held_out: int64 [h, L].
         statistics: S behind BOS on `windows`.
         bos: The BOS id, or None.
         bos_loss: Loss behind BOS on `held_out`.
     """
     ids = windows_with_lead(windows, Lead(bos=bos))
-    few = windows[:SEARCH_WINDOWS, :SEARCH_TOKENS]
     found = (
         paper_prefix(model, structure, statistics, ids, bos),
         prefixquant_prefix(structure, statistics, ids, bos),

@@ -12,6 +12,7 @@ from spikeexport.calibration.records.model_id import CalibrationInfo, ModelId
 
 ExcludedPrecision = Literal["w8a16", "fp16", "bf16", "fp32", "fp8"]
 FoldKind = Literal["norm", "up_down", "v_o"]
+Rounding = Literal["nearest", "gptq"]
 
 
 class Prefix(Record):
@@ -34,12 +35,15 @@ class InputSite(Record):
         linears: Module paths of all linears that read it (q/k/v, gate/up), in the order of the module tree.
         scale: Real value of one INT8 step: x is quantised to clip(round(x / scale), -128, 127).
         ratio: The paper's spike ratio behind the prefix (None when it was not measured).
+        shift: Key of the float32 vector z [channels] in the plan's tensors that is taken off x before it is quantised
+            and given back as z @ W in the linears' bias (OutlierTune), or None.
     """
 
     name: str
     linears: tuple[str, ...]
     scale: float
     ratio: float | None = None
+    shift: str | None = None
 
 
 class Exclusion(Record):
@@ -49,11 +53,13 @@ class Exclusion(Record):
         linear: Module path.
         precision: How its weight is stored and computed: "w8a16" is INT8 per-channel weights, dequantised.
         why: One phrase for the reports, such as "ratio 2148 >= 20".
+        scale: Of the input in FP8 E4M3, absmax / 448 ("fp8" only).
     """
 
     linear: str
     precision: ExcludedPrecision
     why: str
+    scale: float | None = None
 
 
 class Fold(Record):
@@ -122,6 +128,7 @@ class Plan(Artifact):
         trade_off: Excluded share against quality, as far as it was measured.
         kv_cache: How the KV cache is stored; None = in the graph's floating-point type.
         largest_activation: Largest |x| of hidden states and linears' inputs in calibration; None: not measured.
+        rounding: "nearest" (codes follow from the weights) or "gptq" (codes and scales lie in the plan's tensors).
         decisions: Method and figures of each choice, for reports: plain words, never read by code.
     """
 
@@ -139,6 +146,7 @@ class Plan(Artifact):
     trade_off: tuple[TradeOff, ...] = ()
     largest_activation: float | None = None
     kv_cache: KvCachePlan | None = None
+    rounding: Rounding = "nearest"
 
     @property
     def quantized_linears(self) -> tuple[str, ...]:
@@ -150,9 +158,25 @@ class Plan(Artifact):
         """Module paths of all linears left unquantised by choice."""
         return tuple(exclusion.linear for exclusion in self.excluded)
 
+    @property
+    def int8_weights(self) -> tuple[str, ...]:
+        """Module paths of all linears whose weight is INT8, with a quantised input or without ("w8a16")."""
+        weight_only = tuple(exclusion.linear for exclusion in self.excluded if exclusion.precision == "w8a16")
+        return (*self.quantized_linears, *weight_only) if self.weights == "int8" else ()
+
 
 PlanTensors = dict[str, np.ndarray]
-"""The vectors that a plan's folds refer to: name -> float32 array."""
+"""What a plan refers to: name -> float32 array, int8 for codes (`codes_name`)."""
+
+
+def codes_name(linear: str) -> str:
+    """Returns the key of a linear's INT8 codes int8 [in, out] in the tensors of a plan with rounding "gptq"."""
+    return f"{linear}.weight_q"
+
+
+def code_scales_name(linear: str) -> str:
+    """Returns the key of the scales float32 [out] that belong to `codes_name`."""
+    return f"{linear}.weight_scale"
 
 
 def save_plan(plan: Plan, tensors: PlanTensors, path: Path) -> None:
@@ -179,8 +203,10 @@ def load_plan(path: Path) -> tuple[Plan, PlanTensors]:
         PlanError: A file is missing or malformed, or a fold's vector is absent, of another shape kind, not finite or
             not positive.
     """
+    from spikeexport.calibration.records.plan_tensors import needs_tensors
+
     plan = Plan.load(path)
-    if not plan.folds and plan.kv_cache is None:
+    if not needs_tensors(plan):
         return plan, {}
     return plan, _load_tensors(plan, path.with_suffix(".safetensors"))
 
@@ -188,6 +214,7 @@ def load_plan(path: Path) -> tuple[Plan, PlanTensors]:
 def _load_tensors(plan: Plan, path: Path) -> PlanTensors:
     from safetensors import SafetensorError
     from safetensors.numpy import load_file
+    from spikeexport.calibration.records.plan_tensors import check_tensors
 
     try:
         tensors = load_file(path)
@@ -195,17 +222,5 @@ def _load_tensors(plan: Plan, path: Path) -> PlanTensors:
         raise PlanError(f"{path} is missing: the plan's scales are there; copy it beside the plan.") from None
     except (SafetensorError, OSError) as error:
         raise PlanError(f"{path} cannot be read ({error}): save the recipe again.") from error
-    for fold in plan.folds:
-        vector = tensors.get(fold.scales)
-        if vector is None or vector.ndim != 1 or vector.dtype != np.float32:
-            raise PlanError(f"{path}: {fold.scales} must be a float32 vector for the fold of {fold.producer}.")
-        if not (np.isfinite(vector).all() and (vector > 0).all()):
-            raise PlanError(f"{path}: {fold.scales} holds values that are not finite and > 0; save the recipe again.")
-    for layer in range(plan.kv_cache.layers if plan.kv_cache else 0):
-        for name in (kv_scale_name(layer, "key"), kv_scale_name(layer, "value")):
-            scale = tensors.get(name)
-            if scale is None or scale.ndim != 2 or not (np.isfinite(scale).all() and (scale > 0).all()):
-                raise PlanError(
-                    f"{path}: {name} must be finite scales > 0 [kv_heads, head_dim]; save the recipe again."
-                )
+    check_tensors(plan, tensors, str(path))
     return tensors

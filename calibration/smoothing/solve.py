@@ -22,6 +22,7 @@ class Smoothing:
         kinds: Which folds it uses.
         alpha: Migration strength.
         center: Whether s has geometric mean 1.
+        shift: Centres every input on zero first (OutlierTune, arXiv 2406.18832).
         power_of_two: Rounds s to powers of two: the folded model is then bit-exact in floating point.
     """
 
@@ -30,6 +31,7 @@ class Smoothing:
     alpha: float
     center: bool = True
     power_of_two: bool = False
+    shift: bool = False
 
 
 @dataclass(frozen=True)

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
+from spikeexport.calibration.defaults import MAX_EXCLUDED
 from spikeexport.cli.answer import Answer
 from spikeexport.cli.parameters import Calibration, CalibrationSeqlen, Model, Samples, calibration_sources
 
@@ -19,6 +20,14 @@ class ExcludedPrecision(str, Enum):
     fp8 = "fp8"
     bf16 = "bf16"
     fp32 = "fp32"
+
+
+class Rounding(str, Enum):
+    """How weights are rounded to INT8."""
+
+    auto = "auto"
+    nearest = "nearest"
+    gptq = "gptq"
 
 
 class Weights(str, Enum):
@@ -60,7 +69,13 @@ def run(
     samples: Samples = None,
     seqlen: CalibrationSeqlen = None,
     qfem: Annotated[
-        str, typer.Option("--qfem", metavar="auto|ALPHA|off", help="Leave linears with ratio >= ALPHA unquantised.")
+        str,
+        typer.Option(
+            "--qfem",
+            metavar="auto|ALPHA|off|first-last:N|FILE",
+            help="Leave linears with ratio >= ALPHA unquantised, the down projections of the first and last N layers, "
+            "or those of a published list (.json).",
+        ),
     ] = "auto",
     qfep: Annotated[
         str, typer.Option("--qfep", metavar="auto|off|TEXT|ids:1,2,3", help="Prefix whose KV cache is baked in.")
@@ -77,9 +92,20 @@ def run(
         list[str] | None,
         typer.Option("--exclude", metavar="GLOB", help="Leave these linears unquantised too. Repeatable."),
     ] = None,
+    max_excluded: Annotated[
+        float,
+        typer.Option("--max-excluded", metavar="SHARE", help="Largest share of the weights that auto leaves out."),
+    ] = MAX_EXCLUDED,
     excluded_precision: Annotated[
         ExcludedPrecision, typer.Option("--excluded-precision", help="How excluded linears are computed.")
     ] = ExcludedPrecision.w8a16,
+    rounding: Annotated[
+        Rounding, typer.Option("--rounding", help="gptq = error-compensated; auto = what measures better.")
+    ] = Rounding.auto,
+    scales: Annotated[
+        str,
+        typer.Option("--scales", metavar="auto|absmax|percentile[:P]|mse", help="How input scales are chosen."),
+    ] = "auto",
     weights: Annotated[Weights, typer.Option("--weights", help="fp = no quantisation at all.")] = Weights.int8,
     lm_head: Annotated[LmHead, typer.Option("--lm-head", help="int8 = weight-only.")] = LmHead.fp,
     kv: Annotated[
@@ -112,7 +138,10 @@ def run(
         qfep=qfep,
         smooth=smooth,
         exclude=tuple(exclude or ()),
+        max_excluded=max_excluded,
         excluded_precision=excluded_precision.value,
+        rounding=rounding.value,
+        scales=scales,
         weights=weights.value,
         lm_head=lm_head.value,
         kv=kv.value if kv is not None else None,

@@ -8,6 +8,7 @@ import onnx_ir as ir
 from spikeexport.calibration.foundation.errors import GraphError
 from spikeexport.calibration.records.plan import Exclusion
 from spikeexport.graphs.insertion import NodeInserter
+from spikeexport.graphs.passes.float8_linear import set_float8
 from spikeexport.graphs.passes.linears import named_matmuls
 from spikeexport.graphs.weights import LazyWeight, lazy_weight
 
@@ -17,8 +18,8 @@ _DTYPES = {"fp16": ir.DataType.FLOAT16, "bf16": ir.DataType.BFLOAT16, "fp32": ir
 class KeepExcluded(ir.passes.InPlacePass):
     """Excluded linears of precision fp16, bf16 or fp32 keep a floating-point weight of that type.
 
-    Where it differs from the graph's type, the MatMul's input is cast to it and the result back. "w8a16" is left to
-    `QuantizeWeights`.
+    Where it differs from the graph's type, the MatMul's input is cast to it and the result back. "fp8" puts E4M3 Q/DQ
+    on input and weight; "w8a16" is left to `QuantizeWeights`.
     """
 
     def __init__(self, excluded: Sequence[Exclusion]) -> None:
@@ -29,7 +30,7 @@ class KeepExcluded(ir.passes.InPlacePass):
         """Rewrites `model` in place.
 
         Raises:
-            GraphError: An excluded linear is not in the graph, or its precision is not supported.
+            GraphError: An excluded linear is not in the graph, or it has no scale for FP8.
         """
         matmuls = named_matmuls(model.graph)
         modified = False
@@ -41,11 +42,9 @@ class KeepExcluded(ir.passes.InPlacePass):
                 )
             if exclusion.precision == "w8a16":
                 continue
-            if exclusion.precision not in _DTYPES:
-                raise GraphError(
-                    f"{exclusion.linear}: an excluded linear in {exclusion.precision} cannot be written yet; choose "
-                    f"one of w8a16, {', '.join(_DTYPES)} with --excluded-precision."
-                )
+            if exclusion.precision == "fp8":
+                modified |= set_float8(model.graph, node, exclusion)
+                continue
             modified |= _set_precision(model.graph, node, exclusion.linear, _DTYPES[exclusion.precision])
         return ir.passes.PassResult(model, modified=modified)
 

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import numpy as np
 import onnx_ir as ir
 from spikeexport.calibration.foundation.errors import GraphError
+from spikeexport.calibration.records.plan import PlanTensors, code_scales_name, codes_name
 from spikeexport.graphs.insertion import NodeInserter
 from spikeexport.graphs.passes.linears import named_matmuls
 from spikeexport.graphs.quantize import quantize_weight, weight_scales
@@ -17,12 +18,14 @@ class QuantizeWeights(ir.passes.InPlacePass):
     """`<module>.weight_t` becomes DequantizeLinear(`<module>.weight_q` int8 [in, out], `<module>.weight_scale` [out]).
 
     Scales are float32, computed from the float32 weight after folds; codes are computed while the file is written.
-    In an FP16 or BF16 graph a Cast follows the DequantizeLinear.
+    In an FP16 or BF16 graph a Cast follows the DequantizeLinear. Codes that were rounded with error compensation come
+    from the plan's tensors with their scales.
     """
 
-    def __init__(self, linears: Sequence[str]) -> None:
-        """Takes module paths of the linears to store as INT8."""
+    def __init__(self, linears: Sequence[str], rounded: PlanTensors | None = None) -> None:
+        """Takes module paths of the linears to store as INT8, and the tensors of a plan whose rounding is "gptq"."""
         self._linears = linears
+        self._rounded = rounded
 
     def call(self, model: ir.Model) -> ir.passes.PassResult:
         """Rewrites `model` in place.
@@ -36,12 +39,12 @@ class QuantizeWeights(ir.passes.InPlacePass):
             if linear not in matmuls:
                 raise GraphError(f"The plan quantises {linear}, which the graph does not have: make the plan again.")
             if f"{linear}.weight_q" not in model.graph.initializers:
-                quantise_linear(model.graph, matmuls[linear], linear)
+                quantise_linear(model.graph, matmuls[linear], linear, self._rounded)
                 modified = True
         return ir.passes.PassResult(model, modified=modified)
 
 
-def quantise_linear(graph: ir.Graph, node: ir.Node, linear: str) -> None:
+def quantise_linear(graph: ir.Graph, node: ir.Node, linear: str, rounded: PlanTensors | None = None) -> None:
     """Replaces the weight initializer of one MatMul by INT8 codes and a DequantizeLinear (plus Cast).
 
     Raises:
@@ -51,12 +54,14 @@ def quantise_linear(graph: ir.Graph, node: ir.Node, linear: str) -> None:
     if value is None or not value.is_initializer():
         raise GraphError(f"{linear}: the weight is computed in the graph, so that it cannot be stored as INT8.")
     weight = lazy_weight(value)
-    node.replace_input_with(1, insert_int8_weight(graph, node, linear, weight))
+    node.replace_input_with(1, insert_int8_weight(graph, node, linear, weight, rounded))
     if not value.uses():
         del graph.initializers[str(value.name)]
 
 
-def insert_int8_weight(graph: ir.Graph, node: ir.Node, linear: str, weight: LazyWeight) -> ir.Value:
+def insert_int8_weight(
+    graph: ir.Graph, node: ir.Node, linear: str, weight: LazyWeight, rounded: PlanTensors | None = None
+) -> ir.Value:
     """Inserts codes, scales and DequantizeLinear (plus Cast to the weight's type) before `node`.
 
     Args:
@@ -64,20 +69,18 @@ def insert_int8_weight(graph: ir.Graph, node: ir.Node, linear: str, weight: Lazy
         node: The MatMul.
         linear: Module path, used in names.
         weight: [in, out].
+        rounded: Holds the codes and scales; None = the nearest codes.
 
     Returns:
         The dequantised weight [in, out] in the weight's type.
 
     Raises:
-        GraphError: The weight holds NaN or infinity.
+        GraphError: The weight holds NaN or infinity, or the codes have another shape.
     """
-    try:
-        scales = weight_scales(weight.read_float32())
-    except ValueError as error:
-        raise GraphError(f"{linear}: {error}: the checkpoint is damaged.") from None
+    scales, compute_codes = _nearest(linear, weight) if rounded is None else _given(linear, weight, rounded)
     shape = weight.shape
     codes = ir.LazyTensor(
-        lambda: ir.tensor(quantize_weight(weight.read_float32(), scales)),
+        lambda: ir.tensor(compute_codes()),
         dtype=ir.DataType.INT8,
         shape=shape,
         name=f"{linear}.weight_q",
@@ -99,3 +102,23 @@ def insert_int8_weight(graph: ir.Graph, node: ir.Node, linear: str, weight: Lazy
     if weight.dtype == ir.DataType.FLOAT:
         return result
     return put("Cast", result, name=f"{linear}/weight/Cast", dtype=weight.dtype, shape=shape, to=weight.dtype)
+
+
+def _nearest(linear: str, weight: LazyWeight) -> tuple[np.ndarray, Callable[[], np.ndarray]]:
+    try:
+        scales = weight_scales(weight.read_float32())
+    except ValueError as error:
+        raise GraphError(f"{linear}: {error}: the checkpoint is damaged.") from None
+    return scales, lambda: quantize_weight(weight.read_float32(), scales)
+
+
+def _given(linear: str, weight: LazyWeight, rounded: PlanTensors) -> tuple[np.ndarray, Callable[[], np.ndarray]]:
+    codes, scales = rounded.get(codes_name(linear)), rounded.get(code_scales_name(linear))
+    expected = tuple(weight.shape.numpy())
+    if codes is None or scales is None or codes.shape != expected or scales.shape != expected[1:]:
+        found = None if codes is None else list(codes.shape)
+        raise GraphError(
+            f"{linear}: the plan's codes have shape {found}, the graph's weight {list(expected)}: make the plan again "
+            "for this model."
+        )
+    return scales, lambda: codes

@@ -92,8 +92,8 @@ def test_residual_search_returns_a_prefix_ending_in_bos(spiky):
 def test_a_prefix_that_raises_the_loss_is_not_admissible(spiky):
     _, model, windows, _ = spiky
     structure, statistics, _, bos = watch(spiky)
-    never = search_prefix(model, structure, windows, windows[:1], statistics, bos, bos_loss=-1.0)
-    always = search_prefix(model, structure, windows, windows[:1], statistics, bos, bos_loss=1e9)
+    never = search_prefix(model, structure, windows, windows[:2], windows[:1], statistics, bos, bos_loss=-1.0)
+    always = search_prefix(model, structure, windows, windows[:2], windows[:1], statistics, bos, bos_loss=1e9)
     assert never.best is None
     assert always.best is not None
     assert always.best.residue.log_ratios == min(item.residue.log_ratios for item in always.measured)

@@ -42,8 +42,27 @@ def test_float32_linear_in_a_narrow_graph_keeps_its_exact_weight(grouped):
 
 
 def test_what_cannot_be_written_is_refused(grouped):
-    with pytest.raises(GraphError, match=rf"{DOWN}: an excluded linear in fp8 cannot be written yet"):
+    with pytest.raises(GraphError, match=rf"{DOWN}: the plan has no FP8 scale"):
         excluded("fp8")(named(grouped))
     unknown = Exclusion(linear="model.layers.9.mlp.down_proj", precision="fp16", why="test")
     with pytest.raises(GraphError, match="which the graph does not have"):
         KeepExcluded([unknown])(named(grouped))
+
+
+def test_float8_rounds_input_and_weight_to_e4m3(grouped, tmp_path):
+    expected, _ = call(open_session(named(grouped), tmp_path, "a"), IDS)
+    model = named(grouped)
+    step = KeepExcluded([Exclusion(linear=DOWN, precision="fp8", why="test", scale=0.02)])
+    assert step(model).modified
+    assert not step(model).modified
+    initializers = model.graph.initializers
+    codes = initializers[f"{DOWN}.weight_f8"].const_value.numpy().astype(np.float32)
+    wanted = grouped.read_tensor(f"{DOWN}.weight").numpy().T
+    found = codes * initializers[f"{DOWN}.weight_scale"].const_value.numpy()
+    # Three bits of mantissa: half a step is a sixteenth of the value; below that lie the subnormal steps.
+    assert (np.abs(found - wanted) <= np.abs(wanted) / 16 + np.abs(wanted).max() / 448 / 2**9).all()
+    assert np.abs(codes).max() == 448
+    quantize = next(node for node in model.graph if node.name == f"{DOWN}/input/QuantizeLinear")
+    assert quantize.outputs[0].dtype == ir.DataType.FLOAT8E4M3FN
+    logits, _ = call(open_session(model, tmp_path, "b"), IDS)
+    assert 0 < np.abs(logits - expected).max() < 0.1 * np.abs(expected).max()

@@ -1,0 +1,61 @@
+"""A trial and its statistics as the records of a plan."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping
+
+import torch
+from spikeexport.calibration.observe import SiteStatistics
+from spikeexport.calibration.records.plan import ExcludedPrecision, Exclusion, InputSite
+from spikeexport.calibration.spikes import spike_ratio
+from spikeexport.calibration.structure.sites import DecoderStructure
+from spikeexport.calibration.trial import Trial, behind_folds, shift_name
+
+FLOAT8_MAX = 448.0
+"""Largest finite E4M3 value."""
+
+
+def input_sites(
+    structure: DecoderStructure, trial: Trial, statistics: Mapping[str, SiteStatistics], excluded: Collection[str]
+) -> tuple[InputSite, ...]:
+    """Returns the quantised inputs: all sites but the excluded ones."""
+    return tuple(
+        InputSite(
+            name=site.name,
+            linears=site.linears,
+            scale=trial.scales[site.name],
+            ratio=spike_ratio(statistics[site.name].token_absmax),
+            shift=shift_name(site.name) if site.name in trial.shifts else None,
+        )
+        for site in structure.sites
+        if site.name not in excluded
+    )
+
+
+def exclusions(
+    structure: DecoderStructure,
+    trial: Trial,
+    statistics: Mapping[str, SiteStatistics],
+    why: Mapping[str, str],
+    precision: ExcludedPrecision,
+    sites: Collection[str],
+) -> tuple[Exclusion, ...]:
+    """Returns one exclusion for each linear of `sites`, in their order; `why` has no entry for those by hand."""
+
+    def float8_scale(site: str) -> float | None:
+        if precision != "fp8":
+            return None
+        absmax = torch.from_numpy(statistics[site].channel_absmax)
+        return float(behind_folds(site, absmax, trial.solved).max()) / FLOAT8_MAX
+
+    by_name = {site.name: site for site in structure.sites}
+    return tuple(
+        Exclusion(
+            linear=linear,
+            precision=precision,
+            why=why.get(name, "excluded by hand"),
+            scale=float8_scale(name),
+        )
+        for name in sites
+        for linear in by_name[name].linears
+    )

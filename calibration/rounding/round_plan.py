@@ -1,0 +1,72 @@
+"""Error-compensated codes for every INT8 weight of a plan."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping
+
+import numpy as np
+import torch
+from spikeexport.calibration.fakequant import FakeQuantizer, weight_scale
+from spikeexport.calibration.forward import KeyValues, Lead
+from spikeexport.calibration.foundation.errors import CalibrationError
+from spikeexport.calibration.records.plan import PlanTensors, code_scales_name, codes_name
+from spikeexport.calibration.rounding.gptq import damped, gptq_codes
+from spikeexport.calibration.rounding.moments import site_moments
+from spikeexport.calibration.structure.sites import DecoderStructure
+from torch import nn
+
+WINDOWS = 16
+"""Calibration windows that moments are taken on."""
+
+
+def round_with_compensation(
+    model: nn.Module,
+    structure: DecoderStructure,
+    windows: np.ndarray,
+    lead: Lead,
+    *,
+    shifts: Mapping[str, torch.Tensor] | None = None,
+    key_values: KeyValues | None = None,
+    leave: Collection[str] = (),
+) -> PlanTensors:
+    """Rounds every decoder weight, a few layers at a time.
+
+    Args:
+        model: Floating point, folds applied; not changed.
+        structure: Its sites.
+        windows: int64 [n, L]; the first `WINDOWS` are used.
+        lead: What stands before each window.
+        shifts: Site name -> what is taken off an input before it is quantised.
+        key_values: The prefix's cache when already known.
+        leave: Linears whose weight is not INT8.
+
+    Returns:
+        Per linear its codes int8 [in, out] and their scales float32 [out] under the names that a plan uses.
+
+    Raises:
+        CalibrationError: The moments of an input cannot be inverted; the message names it.
+    """
+    tensors: PlanTensors = {}
+    gathered = site_moments(model, structure, windows[:WINDOWS], lead, shifts=shifts, key_values=key_values)
+    for site, moments in gathered:
+        for linear in (name for name in site.linears if name not in leave):
+            weight = model.get_submodule(linear).weight.detach().float()  # type: ignore[operator, union-attr]
+            try:
+                scale = weight_scale(weight)
+                codes = gptq_codes(weight, scale, damped(moments))
+            except torch.linalg.LinAlgError as error:
+                raise CalibrationError(
+                    f"The inputs of {site.name} cannot be used for GPTQ ({error}): give more or other calibration "
+                    "text, or --rounding nearest."
+                ) from error
+            tensors[codes_name(linear)] = np.ascontiguousarray(codes.numpy().T)
+            tensors[code_scales_name(linear)] = scale[:, 0].numpy().copy()
+    return tensors
+
+
+def use_codes(quantizer: FakeQuantizer, linears: Collection[str], tensors: PlanTensors) -> None:
+    """Puts codes of `tensors` in the place of a quantizer's own fake-quantised weights."""
+    for linear in linears:
+        if codes_name(linear) in tensors:
+            codes = torch.from_numpy(tensors[codes_name(linear)].T.astype(np.float32))
+            quantizer.set_weight(linear, codes * torch.from_numpy(tensors[code_scales_name(linear)])[:, None])

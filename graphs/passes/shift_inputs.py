@@ -1,0 +1,85 @@
+"""Takes a vector off a quantised input and gives it back in the bias of the linears that read it (OutlierTune)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import onnx_ir as ir
+from spikeexport.calibration.foundation.errors import GraphError
+from spikeexport.calibration.records.plan import InputSite, PlanTensors
+from spikeexport.graphs.insertion import NodeInserter
+from spikeexport.graphs.passes.linears import named_matmuls
+from spikeexport.graphs.weights import LazyWeight, lazy_weight, set_weight
+
+
+class ShiftInputs(ir.passes.InPlacePass):
+    """x W + b -> (x - z) W + (b + z W), which is the same function with an input that is centred on zero.
+
+    One Sub per site, in front of where its Q/DQ pair goes. A bias that the linear has takes z W up; else an Add with a
+    bias of its own follows. z W is computed in float32 from the weight before it is quantised.
+    """
+
+    def __init__(self, sites: Sequence[InputSite], tensors: PlanTensors) -> None:
+        """Takes the plan's sites, of which those with a shift are changed, and its tensors."""
+        self._sites = [site for site in sites if site.shift is not None]
+        self._tensors = tensors
+
+    def call(self, model: ir.Model) -> ir.passes.PassResult:
+        """Rewrites `model` in place; must run before weights are quantised.
+
+        Raises:
+            GraphError: A linear is not in the graph, or the shift has another length than its input.
+        """
+        modified = False
+        for site in self._sites:
+            if f"{site.name}.input_shift" not in model.graph.initializers:
+                self._shift(model.graph, site)
+                modified = True
+        return ir.passes.PassResult(model, modified=modified)
+
+    def _shift(self, graph: ir.Graph, site: InputSite) -> None:
+        matmuls = named_matmuls(graph)
+        missing = [linear for linear in site.linears if linear not in matmuls]
+        if missing:
+            raise GraphError(f"The plan shifts {missing[0]}, which the graph does not have: make the plan again.")
+        shift = self._tensors[str(site.shift)].astype(np.float32)
+        order = {node: index for index, node in enumerate(graph)}
+        nodes = [matmuls[linear] for linear in site.linears]
+        source = nodes[0].inputs[0]
+        assert source is not None
+        assert source.dtype is not None
+        for linear, node in zip(site.linears, nodes, strict=True):
+            _add_to_bias(graph, node, linear, shift)
+        z = set_weight(graph, LazyWeight(f"{site.name}.input_shift", lambda: shift, shift.shape, source.dtype))
+        put = NodeInserter(graph, min(nodes, key=order.__getitem__))
+        centred = put("Sub", source, z, name=f"{site.name}/input/Sub", dtype=source.dtype, shape=source.shape)
+        for node in nodes:
+            node.replace_input_with(0, centred)
+
+
+def _add_to_bias(graph: ir.Graph, node: ir.Node, linear: str, shift: np.ndarray) -> None:
+    value = node.inputs[1]
+    if value is None or not value.is_initializer():
+        raise GraphError(f"{linear}: the weight is computed in the graph, so that its input cannot be shifted.")
+    weight = lazy_weight(value)
+    rows, columns = weight.shape.numpy()
+    if rows != len(shift):
+        raise GraphError(f"{linear} reads {rows} channels, the plan's shift has {len(shift)}: make the plan again.")
+
+    def moved() -> np.ndarray:
+        return (shift.astype(np.float64) @ weight.read_float32().astype(np.float64)).astype(np.float32)
+
+    bias = graph.initializers.get(f"{linear}.bias")
+    if bias is not None:
+        bias.const_value = lazy_weight(bias).changed(lambda b: b + moved())
+        return
+    output = node.outputs[0]
+    added = set_weight(graph, LazyWeight(f"{linear}.bias", moved, (columns,), weight.dtype))
+    add = ir.node("Add", [output, added], name=f"{linear}/bias/Add")
+    graph.insert_after(node, add)
+    add.outputs[0].name, add.outputs[0].shape = f"{linear}/bias/Add/output", output.shape
+    add.outputs[0].type = output.type
+    for reader, index in list(output.uses()):
+        if reader is not add:
+            reader.replace_input_with(index, add.outputs[0])

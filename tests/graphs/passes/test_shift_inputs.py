@@ -1,0 +1,83 @@
+import numpy as np
+import pytest
+import torch
+from spikeexport.calibration.foundation.errors import GraphError
+from spikeexport.calibration.options import PlanOptions
+from spikeexport.calibration.planned import planned
+from spikeexport.calibration.planner import make_plan
+from spikeexport.calibration.records.plan import InputSite
+from spikeexport.calibration.structure.sites import discover
+from spikeexport.graphs.passes.linears import named_matmuls
+from spikeexport.graphs.passes.shift_inputs import ShiftInputs
+from spikeexport.graphs.portable import build_portable
+
+from tests.calibration.models import load
+from tests.graphs.decoder_runs import call, open_session
+from tests.graphs.passes.test_name_linears import named
+from tests.graphs.test_parity_with_hugging_face import IDS
+
+QKV = tuple(f"model.layers.0.self_attn.{name}_proj" for name in "qkv")
+DOWN = "model.layers.1.mlp.down_proj"
+SITES = (
+    InputSite(name=QKV[0], linears=QKV, scale=1.0, shift="a"),
+    InputSite(name=DOWN, linears=(DOWN,), scale=1.0, shift="b"),
+)
+SHIFTS = {
+    "a": np.linspace(-2, 3, 64).astype(np.float32),
+    "b": np.linspace(4, -1, 128).astype(np.float32),
+}
+
+
+@pytest.mark.parametrize("variant", ["grouped", "all biases"])
+def test_the_function_stays_the_same(llama_variant, tmp_path, variant):
+    checkpoint = llama_variant(variant)
+    expected, _ = call(open_session(named(checkpoint), tmp_path, "a"), IDS)
+    model = named(checkpoint)
+    step = ShiftInputs(SITES, SHIFTS)
+    assert step(model).modified
+    assert not step(model).modified
+    matmuls = named_matmuls(model.graph)
+    assert {matmuls[linear].inputs[0].producer().op_type for linear in (*QKV, DOWN)} == {"Sub"}
+    assert len({matmuls[linear].inputs[0] for linear in QKV}) == 1
+    found, _ = call(open_session(model, tmp_path, "b"), IDS)
+    np.testing.assert_allclose(found, expected, rtol=1e-3, atol=2e-4)
+
+
+def test_a_lost_bias_would_show(grouped, tmp_path):
+    expected, _ = call(open_session(named(grouped), tmp_path, "a"), IDS)
+    model = named(grouped)
+    ShiftInputs(SITES, SHIFTS)(model)
+    bias = model.graph.initializers[f"{DOWN}.bias"]
+    bias.const_value = bias.const_value.changed(np.zeros_like)
+    found, _ = call(open_session(model, tmp_path, "b"), IDS)
+    assert np.abs(found - expected).max() > 0.01
+
+
+def test_a_shift_of_another_length_is_refused(grouped):
+    with pytest.raises(GraphError, match="reads 128 channels, the plan's shift has 64"):
+        ShiftInputs(SITES[1:], {"b": SHIFTS["a"]})(named(grouped))
+
+
+def test_outliertune_centres_every_quantised_input(tiny_llama_folder, sample_text_file, tmp_path):
+    checkpoint, model = load(tiny_llama_folder)
+    wishes = {"samples": 4, "seqlen": 32, "qfem": "off", "qfep": "off", "smooth": "outliertune", "rounding": "nearest"}
+    plan, tensors = make_plan(checkpoint, model, PlanOptions(calibration=(str(sample_text_file),), **wishes))
+    assert all(site.shift in tensors for site in plan.sites)
+    seen = []
+    handle = model.get_submodule(DOWN).register_forward_pre_hook(lambda module, args: seen.append(args[0]))
+    ids = checkpoint.tokenizer()(sample_text_file.read_text(), add_special_tokens=True).input_ids[:33]
+    model(torch.tensor([ids]))
+    handle.remove()
+    # Behind the folds each channel reaches about the same distance from its centre: pre-executed dequantisation.
+    site = next(site for site in plan.sites if site.name == DOWN)
+    reach = (seen[0][0] - torch.from_numpy(tensors[site.shift])).abs().amax(0)
+    top = site.scale * 127
+    assert 0.3 * top < reach.median() < 1.3 * top
+    assert (reach < 2 * top).float().mean() > 0.8
+    found, _ = call(open_session(build_portable(checkpoint, plan, tensors, dtype="fp32"), tmp_path, "c"), IDS)
+    fresh = load(tiny_llama_folder)[1]
+    with planned(fresh, discover(fresh), plan, tensors):
+        expected = fresh(torch.from_numpy(IDS)).logits.numpy()
+    # A code at the border of two steps may fall on either side.
+    assert np.median(np.abs(found - expected)) < 0.01 * np.abs(expected).max()
+    assert np.corrcoef(found.ravel(), expected.ravel())[0, 1] > 0.995
