@@ -197,6 +197,10 @@ CASES: dict[str, dict[str, dict[str, Any]]] = {
             "layer_types": ["full_attention", "sliding_attention", "full_attention"],
         },
     },
+    "ernie4_5": {
+        "neighbouring pairs": {},
+        "biases, tied, head_dim of its own": {"use_bias": True, "tie_word_embeddings": True, "head_dim": 24},
+    },
 }
 """Family -> what a configuration has -> fields of the configuration class."""
 
@@ -227,5 +231,6 @@ FAMILY_NAMES: dict[str, str] = {
     "granite": "Granite",
     "cohere": "Cohere (Command R)",
     "cohere2": "Cohere 2 (Command R7B)",
+    "ernie4_5": "ERNIE 4.5",
 }
 """Family -> what it is called by its users."""

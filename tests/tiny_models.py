@@ -65,6 +65,7 @@ FAMILIES: dict[str, tuple[str, dict[str, Any]]] = {
     "stablelm": ("StableLmConfig", {"use_qkv_bias": True}),
     "olmo2": ("Olmo2Config", {}),
     "granite": ("GraniteConfig", {"embedding_multiplier": 2.0, "residual_multiplier": 0.5, "logits_scaling": 2.0}),
+    "ernie4_5": ("Ernie4_5Config", {"head_dim": 16}),
     "smollm3": ("SmolLM3Config", {"no_rope_layer_interval": 2}),
     "cohere": ("CohereConfig", {"logit_scale": 0.5, "tie_word_embeddings": True}),
     "cohere2": ("Cohere2Config", {"logit_scale": 0.5, "sliding_window": 64, "tie_word_embeddings": True}),

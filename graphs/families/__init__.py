@@ -11,6 +11,7 @@ from typing import Any
 from spikeexport.graphs.families.biases import DECLARED_BIASES
 from spikeexport.graphs.families.cohere import COHERE, COHERE2
 from spikeexport.graphs.families.correction import Correction
+from spikeexport.graphs.families.ernie import ERNIE
 from spikeexport.graphs.families.gemma3 import GEMMA3
 from spikeexport.graphs.families.mixtures import DENSE_LAYERS, GUARDED_EXPERTS, NAMED_EXPERTS
 from spikeexport.graphs.families.olmoe import CLIPPED_QKV
@@ -21,6 +22,7 @@ CORRECTIONS: dict[str, tuple[Correction, ...]] = {
     "llama": (DECLARED_BIASES,),
     "smollm3": (DECLARED_BIASES,),
     "granite": (DECLARED_BIASES,),
+    "ernie4_5": (ERNIE,),
     "gemma3_text": (GEMMA3,),
     "phi3": (FUSED_QKV,),
     "stablelm": (STABLELM,),

@@ -12,6 +12,7 @@ from spikeexport.calibration.foundation.errors import GraphError
 from spikeexport.graphs.tensorrt.decompose_attention import DecomposeAttention
 from spikeexport.graphs.tensorrt.deinterleave_rotary import DeinterleaveRotary
 from spikeexport.graphs.tensorrt.join_qkv import JoinQkv
+from spikeexport.graphs.tensorrt.split_by_head import SplitByHead
 
 JOINED_DATA = "lowered.data"
 """File that holds the weights which a lowering made; all others stay in the portable file's data."""
@@ -25,7 +26,7 @@ def lower(model: ir.Model) -> ir.Model:
     Raises:
         GraphError: A pass refuses the graph.
     """
-    for step in (JoinQkv(), DecomposeAttention(), DeinterleaveRotary(), RemoveUnusedNodesPass()):
+    for step in (JoinQkv(), SplitByHead(), DecomposeAttention(), DeinterleaveRotary(), RemoveUnusedNodesPass()):
         try:
             step(model)
         except (ir.passes.PreconditionError, ir.passes.PostconditionError) as error:

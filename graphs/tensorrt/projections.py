@@ -48,7 +48,7 @@ class Projection:
 def projections_of(attention: ir.Node) -> tuple[Projection, ...] | str:
     """Returns the branches of queries, new keys and new values, or why they are not three of the known form."""
     branches: list[Projection] = []
-    for word, value in zip(("queries", "keys", "values"), _new_heads(attention), strict=True):
+    for word, value in zip(("queries", "keys", "values"), new_heads(attention), strict=True):
         found = _projection(value)
         if isinstance(found, str):
             return f"its {word}: {found}"
@@ -56,7 +56,7 @@ def projections_of(attention: ir.Node) -> tuple[Projection, ...] | str:
     return tuple(branches)
 
 
-def _new_heads(attention: ir.Node) -> list[ir.Value | None]:
+def new_heads(attention: ir.Node) -> list[ir.Value | None]:
     """Returns the heads of the new tokens: keys and values are the last part of their Concat with the cache."""
     query, key, value = attention.inputs[:3]
     return [query, *(_last_part(item) for item in (key, value))]
