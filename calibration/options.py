@@ -20,6 +20,7 @@ HELD_OUT = 8
 HELD_OUT_TOKENS = 256
 """Tokens of each of them that are used."""
 
+
 ALL_FOLDS = frozenset({"norm", "up_down", "v_o"})
 DEFAULT_ALPHA = 0.85
 

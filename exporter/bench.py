@@ -6,7 +6,7 @@ import contextlib
 import platform
 import statistics
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -16,10 +16,15 @@ from spikeexport.bench_peers import open_bench_subject, subject_path
 from spikeexport.calibration.foundation.errors import UsageError
 from spikeexport.calibration.foundation.progress import progress_bar
 from spikeexport.defaults import BENCH_DECODE, BENCH_PREFILL, BENCH_ROUNDS
+from spikeexport.machine_load import LoadMeter
 from spikeexport.runners.base import CausalRunner
 from spikeexport.runners.cpu import cpu_model, physical_cores
 from spikeexport.runners.run_options import DEFAULT_RUN, RunOptions
 
+DISTURBED = 0.1
+"""Share of the CPUs taken by other processes from which a round is measured again."""
+
+_MOST_TRIES = 4
 _PAUSE_S = 0.05
 """Rest before each subject's turn: idle threads of the one before stop spinning meanwhile."""
 
@@ -73,6 +78,8 @@ class BenchResult:
         decode: Steps per round.
         batch: Sequences side by side.
         rounds: Measured rounds.
+        repeated: Rounds that were measured again, because other processes disturbed them.
+        others_share: Largest share of the CPUs that others took in a round that counts.
     """
 
     subjects: tuple[SubjectSpeed, ...]
@@ -82,6 +89,8 @@ class BenchResult:
     decode: int
     batch: int
     rounds: int
+    repeated: int
+    others_share: float
 
     def to_json(self) -> dict[str, Any]:
         """Returns the object that `bench --json` prints: the subject's own figures, then everything."""
@@ -91,23 +100,33 @@ class BenchResult:
 class _Turns:
     """One subject's times, one entry per round: seconds of the prefill, median seconds of a step."""
 
-    def __init__(self, name: str, runner: CausalRunner, load_s: float) -> None:
-        self.name, self.runner, self.load_s = name, runner, load_s
+    def __init__(
+        self, name: str, runner: CausalRunner, load_s: float, clock: Callable[[], float] = time.perf_counter
+    ) -> None:
+        self.name, self.runner, self.load_s, self._clock = name, runner, load_s, clock
         self.prefill: list[float] = []
         self.decode: list[float] = []
+        self.others: list[float] = []
 
     def run(self, ids: np.ndarray, steps: int) -> None:
         time.sleep(_PAUSE_S)
-        started = time.perf_counter()
+        meter = LoadMeter()
+        meter.start()
+        started = self._clock()
         _, cache = self.runner.prefill(ids, last_only=True)
-        self.prefill.append(time.perf_counter() - started)
+        self.prefill.append(self._clock() - started)
         times = []
         for step in range(steps):
             token = ids[:, step % ids.shape[1]][:, None]
-            started = time.perf_counter()
+            started = self._clock()
             _, cache = self.runner.decode(token, cache)
-            times.append(time.perf_counter() - started)
+            times.append(self._clock() - started)
         self.decode.append(statistics.median(times))
+        self.others.append(meter.others_share() or 0.0)
+
+    def forget_last(self) -> None:
+        for times in (self.prefill, self.decode, self.others):
+            times.pop()
 
 
 def bench(
@@ -124,7 +143,8 @@ def bench(
     """Measures subjects in turns, so that what else the machine does meets them all alike.
 
     Each round gives every subject one prefill and `decode` single steps behind it, in alternating order; the first
-    round warms up and does not count.
+    round warms up and does not count. A round in which others took more than `DISTURBED` of the CPUs is measured again,
+    as long as that leads anywhere.
 
     Args:
         subject: A SUBJECT.
@@ -134,7 +154,7 @@ def bench(
         batch: Sequences side by side.
         rounds: Rounds that count.
         memory: Whether to measure peak memory too, in one more process per subject.
-        options: Threads for all, and what else applies to all.
+        options: Threads for all, and what else applies to all; with one thread its CPU time is measured.
 
     Raises:
         UsageError: Numbers out of range, or a prompt that does not fit a subject.
@@ -149,15 +169,31 @@ def bench(
         turns = [_open(name, stack, options) for name in names]
         _require_room([turn.runner for turn in turns], prefill + decode, batch)
         ids = random_ids(min(turn.runner.vocab_size for turn in turns), batch, prefill)
-        with progress_bar("Measuring", rounds + 1) as advance:
-            for number in range(rounds + 1):
-                for turn in turns if number % 2 else reversed(turns):
-                    turn.run(ids, decode)
-                advance()
+        repeated = _measure(turns, ids, decode, rounds)
     peaks = [_peak(name, prefill, decode, batch) if memory else None for name in names]
     subjects = tuple(_speed(turn, prefill, batch, peak) for turn, peak in zip(turns, peaks, strict=True))
     ratios = {turn.name: _ratio(turns[0], turn) for turn in turns[1:]}
-    return BenchResult(subjects, ratios, describe_machine(options.threads), prefill, decode, batch, rounds)
+    others = max(share for turn in turns for share in turn.others[1:])
+    machine = describe_machine(options.threads)
+    return BenchResult(subjects, ratios, machine, prefill, decode, batch, rounds, repeated, others)
+
+
+def _measure(turns: list[_Turns], ids: np.ndarray, steps: int, rounds: int) -> int:
+    """Runs the rounds and one more before them to warm up; returns how many were measured again."""
+    spare = (_MOST_TRIES - 1) * rounds
+    with progress_bar("Measuring", rounds + 1) as advance:
+        number = 0
+        while number <= rounds:
+            for turn in turns if number % 2 else reversed(turns):
+                turn.run(ids, steps)
+            if number and spare and max(turn.others[-1] for turn in turns) > DISTURBED:
+                spare -= 1
+                for turn in turns:
+                    turn.forget_last()
+                continue
+            number += 1
+            advance()
+    return (_MOST_TRIES - 1) * rounds - spare
 
 
 def random_ids(vocab_size: int, batch: int, width: int) -> np.ndarray:
@@ -184,7 +220,9 @@ def describe_machine(threads: int | None = None) -> dict[str, str | int]:
 def _open(name: str, stack: contextlib.ExitStack, options: RunOptions) -> _Turns:
     started = time.perf_counter()
     runner = stack.enter_context(open_bench_subject(name, options))
-    return _Turns(name, runner, time.perf_counter() - started)
+    load_s = time.perf_counter() - started
+    # One thread's own CPU time does not count what other processes take meanwhile.
+    return _Turns(name, runner, load_s, time.thread_time if options.threads == 1 else time.perf_counter)
 
 
 def _require_room(runners: Sequence[CausalRunner], tokens: int, batch: int) -> None:

@@ -104,7 +104,7 @@ class GenaiRunner(_PeerRunner):
     """A folder of onnxruntime-genai."""
 
     def __init__(self, path: Path, threads: int | None = None) -> None:
-        """Loads `path`; None = as many threads as it takes by itself.
+        """Loads `path`; None = as many threads as physical cores.
 
         Raises:
             BackendError: onnxruntime-genai is not installed.
@@ -115,9 +115,8 @@ class GenaiRunner(_PeerRunner):
             raise BackendError("onnxruntime-genai is not installed: pip install onnxruntime-genai.") from error
         self._genai = onnxruntime_genai
         self._config = onnxruntime_genai.Config(str(path))
-        if threads is not None:
-            options = {"model": {"decoder": {"session_options": {"intra_op_num_threads": threads}}}}
-            self._config.overlay(json.dumps(options))
+        session = {"intra_op_num_threads": threads or physical_cores()}
+        self._config.overlay(json.dumps({"model": {"decoder": {"session_options": session}}}))
         self._model = onnxruntime_genai.Model(self._config)
         self.name = path.name
         self.vocab_size = int(self._last_logits_of_one_token().shape[-1])

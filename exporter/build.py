@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import shutil
 import time
 from collections.abc import Sequence
@@ -19,6 +20,9 @@ from spikeexport.defaults import MIN_INT8_COVERAGE
 
 if TYPE_CHECKING:
     from spikeexport.graphs.reading import PortableModel
+
+
+_CAPABILITY = re.compile(r"\d+\.\d")
 
 
 @dataclass(frozen=True)
@@ -104,6 +108,11 @@ def _check_ranges(options: BuildOptions, min_int8_coverage: float) -> None:
         raise UsageError(f"--max-seq is {options.max_seq}: give 2 or more (a prompt token and a new one).")
     if not 0.0 <= min_int8_coverage <= 1.0:
         raise UsageError(f"--min-int8-coverage is {min_int8_coverage}: give a share between 0 and 1.")
+    malformed = [item for item in options.compute_capabilities if not _CAPABILITY.fullmatch(item)]
+    if malformed:
+        raise UsageError(f"--compute-capability {malformed[0]}: give major and minor version, such as 8.9.")
+    if len(set(options.compute_capabilities)) < len(options.compute_capabilities):
+        raise UsageError(f"--compute-capability names one twice: {', '.join(options.compute_capabilities)}.")
     if options.workspace_bytes is not None and options.workspace_bytes < 1 << 20:
         raise UsageError(f"A workspace of {options.workspace_bytes} bytes holds no kernel: give at least 1 MiB.")
 

@@ -31,6 +31,7 @@ PACKAGES = (
     "onnx",
     "onnxruntime",
     "onnxruntime-gpu",
+    "onnxruntime-genai",
     "tensorrt",
     "tensorrt-rtx",
     "polygraphy",
@@ -42,9 +43,13 @@ EXTRAS = {
     "onnxruntime": "pip install 'spikeexport[cpu]'",
     "tensorrt": "pip install 'spikeexport[tensorrt]'",
     "tensorrt-rtx": "pip install 'spikeexport[rtx]'",
+    "onnxruntime-genai": "pip install 'spikeexport[genai]'",
     "lm-eval": "pip install 'spikeexport[eval]'",
 }
 """Optional distribution -> the command that installs it."""
+
+LIBRARIES = ("torch", "onnxruntime", "onnxruntime_genai", "tensorrt", "tensorrt_rtx")
+"""Modules with native code, each tried in a subprocess."""
 
 _TIMEOUT_S = 120
 _ASK_TORCH = (
@@ -52,6 +57,11 @@ _ASK_TORCH = (
     "print(json.dumps({'cuda_build': torch.version.cuda, 'cuda_answers': torch.cuda.is_available()}))"
 )
 _ASK_ONNXRUNTIME = "import json, onnxruntime; print(json.dumps({'providers': onnxruntime.get_available_providers()}))"
+_ASK_GENAI = "import json, onnxruntime_genai; print(json.dumps({'version': onnxruntime_genai.__version__}))"
+_ASK_BACKEND = (
+    "import json; from dataclasses import asdict; from spikeexport.doctor import backend_state; "
+    "print(json.dumps(asdict(backend_state({name!r}))))"
+)
 
 
 @dataclass(frozen=True)
@@ -78,6 +88,7 @@ def doctor() -> dict[str, Any]:
             "gpus": _gpus,
             "torch": lambda: _ask("torch", _ASK_TORCH),
             "onnxruntime": lambda: _ask("onnxruntime", _ASK_ONNXRUNTIME),
+            "onnxruntime_genai": lambda: _ask("onnxruntime_genai", _ASK_GENAI),
             **{flavor.module: partial(_probe, flavor) for flavor in FLAVORS.values()},
             **{f"backend {name}": partial(_backend, name) for name in BACKENDS},
         }
@@ -88,9 +99,10 @@ def doctor() -> dict[str, Any]:
         "platform": platform.platform(),
         "versions": versions,
         "gpus": answers["gpus"],
-        "libraries": {name: answers[name] for name in ("torch", "onnxruntime", "tensorrt", "tensorrt_rtx")},
+        "libraries": {name: answers[name] for name in LIBRARIES},
         "backends": {name: answers[f"backend {name}"] for name in BACKENDS},
         "missing": _missing(versions, answers["gpus"]),
+        "conflicts": _conflicts(versions),
     }
 
 
@@ -118,7 +130,8 @@ def _probe(flavor: Flavor) -> dict[str, Any]:
 
 
 def _backend(name: str) -> dict[str, Any]:
-    return asdict(backend_state(name))
+    found = _ask(f"the backend {name}", _ASK_BACKEND.format(name=name))
+    return asdict(BackendState(False, False, found["why"], found["why"])) if "why" in found else found
 
 
 def _gpus() -> dict[str, Any]:
@@ -133,13 +146,23 @@ def _ask(module: str, code: str) -> dict[str, Any]:
             [sys.executable, "-c", code], capture_output=True, text=True, timeout=_TIMEOUT_S, check=False
         )
     except subprocess.TimeoutExpired:
-        return {"why": f"import {module} did not answer within {_TIMEOUT_S} s"}
+        return {"why": f"{_tried(module)} did not answer within {_TIMEOUT_S} s"}
     lines = [line for line in run.stdout.splitlines() if line.startswith("{")]
     if run.returncode != 0 or not lines:
         last = run.stderr.strip().splitlines()[-1:] or [""]
-        return {"why": f"import {module} {describe_exit(run.returncode)}: {one_line(last[0], 160)}"}
+        return {"why": f"{_tried(module)} {describe_exit(run.returncode)}: {one_line(last[0], 160)}"}
     answer: dict[str, Any] = json.loads(lines[-1])
     return answer
+
+
+def _tried(module: str) -> str:
+    return module if " " in module else f"import {module}"
+
+
+def _conflicts(versions: dict[str, str | None]) -> list[str]:
+    if versions["onnxruntime"] is None or versions["onnxruntime-gpu"] is None:
+        return []
+    return ["onnxruntime and onnxruntime-gpu are one module and overwrite each other: uninstall both, install one"]
 
 
 def _missing(versions: dict[str, str | None], gpus: dict[str, Any]) -> dict[str, str]:

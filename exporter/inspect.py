@@ -72,6 +72,7 @@ def describe_engine(manifest: EngineManifest) -> dict[str, Any]:
         "files": {file.name: file.size_bytes for file in manifest.files},
         "target": manifest.target,
         "versions": manifest.versions,
+        "signature": manifest.signature.model_dump(mode="json") if manifest.signature else None,
         "plan_sha256": manifest.plan_sha256,
         "onnx_sha256": manifest.onnx_sha256,
     }

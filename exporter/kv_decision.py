@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Literal
 
 from spikeexport.calibration.foundation.errors import UsageError
-from spikeexport.calibration.options import SAMPLES, SEQLEN, PlanOptions
+from spikeexport.calibration.options import PlanOptions
 from spikeexport.calibration.records.plan import KvCachePlan, Plan, PlanTensors
 
 if TYPE_CHECKING:
@@ -43,17 +43,15 @@ def add_int8_kv(
     Raises:
         CalibrationError: The text or the caches cannot be used.
     """
-    from spikeexport.calibration.checkpoint import bos_id
+    from spikeexport.calibration.checkpoint import bos_id, load_model
     from spikeexport.calibration.forward import Lead
     from spikeexport.calibration.kv_scales import measure_kv_scales
-    from spikeexport.calibration.text import calibration_windows
-    from spikeexport.reference import load_reference
+    from spikeexport.calibration.plan_windows import plan_windows
 
-    model = load_reference(checkpoint)
-    samples, seqlen = options.samples or SAMPLES, options.seqlen or SEQLEN
-    windows, info = calibration_windows(checkpoint, model, options.calibration, samples, seqlen, options.seed)
+    model = load_model(checkpoint)
+    windows = plan_windows(checkpoint, model, options)
     lead = Lead(prefix=plan.prefix.ids) if plan.prefix else Lead(bos=bos_id(checkpoint))
-    scales = measure_kv_scales(model, windows, lead, plan.folds, tensors)
-    kv_cache = KvCachePlan(layers=len(scales) // 2, calibration=info)
+    scales = measure_kv_scales(model, windows.fit, lead, plan.folds, tensors)
+    kv_cache = KvCachePlan(layers=len(scales) // 2, calibration=windows.info)
     decisions = {**plan.decisions, "kv cache": "int8, one static scale per head and channel"}
     return plan.model_copy(update={"kv_cache": kv_cache, "decisions": decisions}), {**tensors, **scales}

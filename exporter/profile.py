@@ -35,13 +35,13 @@ def profile(
     from spikeexport.calibration.checkpoint import load_model, open_checkpoint
 
     checkpoint = open_checkpoint(model)
-    from spikeexport.calibration.options import HELD_OUT, SAMPLES, SEQLEN, PlanOptions
+    from spikeexport.calibration.options import SAMPLES, SEQLEN, PlanOptions
     from spikeexport.calibration.profiler import profile_model
     from spikeexport.calibration.text import calibration_windows
 
     loaded = load_model(checkpoint)
-    # The windows that export takes and sets aside: text that is sampled for one serves the other.
-    samples = samples or SAMPLES + HELD_OUT
+    # The windows that export takes: text that is sampled for one serves the other.
+    samples = samples or SAMPLES
     ids, info = calibration_windows(checkpoint, loaded, calibration, samples, seqlen or SEQLEN, PlanOptions.seed)
     result = profile_model(checkpoint, loaded, ids, info)
     if output is not None:

@@ -12,7 +12,7 @@ import numpy as np
 import onnx_ir as ir
 from spikeexport.calibration.foundation.errors import GraphError, one_line
 from spikeexport.calibration.foundation.progress import say
-from spikeexport.graphs.families import corrected_config
+from spikeexport.graphs.families import correct_module, corrected_config, corrected_weights
 from spikeexport.graphs.weights import LazyWeight, ReadFloat32
 
 if TYPE_CHECKING:
@@ -53,7 +53,7 @@ def build_decoder(checkpoint: Checkpoint, dtype: ir.DataType) -> ir.Model:
         package = build_from_module(module, architecture, _TASK, execution_provider=_PROVIDER)
         model = package["model"]
         state = {name: checkpoint.read_tensor(name) for name in checkpoint.tensor_names()}
-        state = module.preprocess_weights(state)
+        state = corrected_weights(module.preprocess_weights(state), config)
     _assign_weights(model.graph, state, dtype, checkpoint.name)
     model.graph.name = checkpoint.name
     return model
@@ -78,8 +78,10 @@ def _mobius_module(config: Any, dtype: ir.DataType) -> tuple[Any, Any]:
     module_class = registry.get(model_type)
     config_class = registry.get_config_class(model_type) or module_class.config_class
     architecture = config_class.from_transformers(config)
-    architecture = corrected_config(model_type, dataclasses.replace(architecture, dtype=dtype), config)
-    return module_class(architecture), architecture
+    architecture = corrected_config(dataclasses.replace(architecture, dtype=dtype), config)
+    module = module_class(architecture)
+    correct_module(module, architecture, config)
+    return module, architecture
 
 
 def _assign_weights(graph: ir.Graph, state: dict[str, torch.Tensor], dtype: ir.DataType, where: str) -> None:

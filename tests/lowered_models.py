@@ -85,7 +85,9 @@ class Pair:
     reports: tuple[PassReport, ...]
 
 
-def open_pair(folder: Path, work: Path, *, without: tuple[str, ...] = (), chunk: int | None = None, **options) -> Pair:
+def open_pair(
+    folder: Path, work: Path, *, without: tuple[str, ...] = (), chunk: int = EngineSettings.chunk, **options
+) -> Pair:
     """Writes both forms of the model in `folder` into `work` and opens them; options as for `portable`."""
     work.mkdir(parents=True, exist_ok=True)
     ids = PREFIX_IDS if options.get("prefix") else ()

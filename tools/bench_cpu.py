@@ -18,6 +18,7 @@ from pathlib import Path
 import onnx_ir as ir
 from cpu_limits import CpuLimits, measure_limits
 from spikeexport.bench import BenchResult, SubjectSpeed, bench
+from spikeexport.runners.run_options import RunOptions
 
 
 def main() -> int:
@@ -30,6 +31,7 @@ def main() -> int:
             prefill=prompt,
             decode=arguments.decode,
             rounds=arguments.rounds,
+            options=RunOptions(threads=arguments.threads),
             memory=prompt == arguments.prompts[0],
         )
         for prompt in arguments.prompts
@@ -51,6 +53,7 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--prompts", type=int, nargs="+", default=[128, 512])
     parser.add_argument("--decode", type=int, default=32)
     parser.add_argument("--rounds", type=int, default=9)
+    parser.add_argument("--threads", type=int, help="1 measures the thread's CPU time: for machines that others use")
     parser.add_argument("--plot", type=Path)
     parser.add_argument("--json", type=Path)
     return parser.parse_args()
@@ -100,6 +103,8 @@ def markdown(results: list[BenchResult], limits: CpuLimits | None, weights: Weig
     if limits is not None and weights is not None:
         lines += ["", _shares(results[0].subjects[0], limits, weights)]
     machine = ", ".join(f"{name} {value}" for name, value in results[0].machine.items())
+    others = max(result.others_share for result in results)
+    lines += ["", f"Other processes took up to {others:.0%} of the CPUs in a round; rounds with more were repeated."]
     return "\n".join([*lines, "", f"Machine: {machine}"])
 
 

@@ -7,8 +7,10 @@ your own.
 from __future__ import annotations
 
 import argparse
+import ast
 import importlib.util
 import sys
+import sysconfig
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -49,6 +51,8 @@ class Row:
 
 
 TABLE_WIDTH = 110
+PHRASE = 200
+"""Characters; shorter docstrings are not prose."""
 HEADER = ("", "perplexity", "size", "prefill tok/s", "decode tok/s", "INT8 linears")
 
 
@@ -66,7 +70,7 @@ def main() -> int:
 def _arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--out", type=Path, default=Path("demo-out"), help="folder to write (default: demo-out)")
-    parser.add_argument("--text", type=Path, help="text to judge on (default: the reference pages inside Python)")
+    parser.add_argument("--text", type=Path, help="text to judge on (default: the docstrings of Python's library)")
     return parser.parse_args()
 
 
@@ -123,12 +127,20 @@ def real_model() -> Path:
 
 
 def unseen_text(out: Path) -> Path:
-    """Writes the language reference that comes with Python as plain text: prose that calibration has not seen."""
-    from pydoc_data.topics import topics
-
-    path = out / "python-reference.txt"
-    path.write_text("\n\n".join(topics[name] for name in sorted(topics)), encoding="utf-8")
+    """Writes what Python's standard library says about itself as plain text: prose that calibration has not seen."""
+    path = out / "python-library.txt"
+    library = Path(sysconfig.get_path("stdlib"))
+    found = (docstrings(file) for file in sorted(library.glob("*.py")))
+    path.write_text("\n\n".join(text for texts in found for text in texts), encoding="utf-8")
     return path
+
+
+def docstrings(file: Path) -> list[str]:
+    """Returns the docstrings in a Python file that are longer than a phrase, in order."""
+    tree = ast.parse(file.read_bytes())
+    kinds = (ast.Module, ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)
+    texts = [ast.get_docstring(node) or "" for node in ast.walk(tree) if isinstance(node, kinds)]
+    return [text for text in texts if len(text) > PHRASE]
 
 
 def _stage(title: str, run: Callable[[], T]) -> T:

@@ -41,6 +41,9 @@ def run(
     min_int8_coverage: Annotated[
         float, typer.Option("--min-int8-coverage", metavar="SHARE", help="Fail when fewer planned linears are INT8.")
     ] = MIN_INT8_COVERAGE,
+    workspace: Annotated[
+        int | None, typer.Option("--workspace", metavar="MIB", min=1, help="Most scratch memory of one kernel.")
+    ] = None,
     without: Annotated[
         list[str] | None,
         typer.Option("--without", metavar="PASS", help="onnxruntime: leave a lowering pass out. Repeatable."),
@@ -62,6 +65,7 @@ def run(
         max_seq=max_seq,
         min_int8_coverage=min_int8_coverage,
         timing_cache=timing_cache,
+        workspace_bytes=workspace << 20 if workspace is not None else None,
         without=tuple(without or ()),
         **limits,
     )

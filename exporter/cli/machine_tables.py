@@ -27,7 +27,8 @@ def bench_table(data: Mapping[str, Any]) -> RenderableType:
         for name, ratio in data["ratios"].items()
     ]
     title = f"{data['prefill']} prompt tokens, {data['decode']} steps, batch {data['batch']}, {data['rounds']} rounds"
-    return Group(rows_table(columns, rows, title), facts_table(ratios))
+    disturbed = f"up to {data['others_share']:.0%} of the CPUs in a round; {data['repeated']} rounds measured again"
+    return Group(rows_table(columns, rows, title), facts_table([*ratios, ("other processes", disturbed)]))
 
 
 def doctor_table(data: Mapping[str, Any]) -> RenderableType:
@@ -35,15 +36,31 @@ def doctor_table(data: Mapping[str, Any]) -> RenderableType:
     backends = [
         (name, _yes(state["builds"]), _yes(state["runs"]), _why(state)) for name, state in data["backends"].items()
     ]
-    gpus = ", ".join(str(gpu.get("name", gpu)) for gpu in data["gpus"]["found"]) or data["gpus"]["why_none"]
+    gpus = "\n".join(_gpu(gpu) for gpu in data["gpus"]["found"]) or data["gpus"]["why_none"]
+    libraries = [(name, _library(answer)) for name, answer in data["libraries"].items()]
     versions = ", ".join(f"{name} {number}" for name, number in data["versions"].items() if number)
     facts = [("python", data["python"]), ("platform", data["platform"]), ("GPUs", gpus), ("versions", versions)]
     missing = list(data["missing"].items())
     return Group(
         facts_table(facts, "This machine"),
+        facts_table(libraries, "Libraries, each tried in a process of its own"),
         rows_table(("backend", "builds", "runs", "why not"), backends, words=(0, 1, 2, 3)),
         facts_table(missing, "Missing") if missing else "",
+        *(f"conflict: {line}" for line in data["conflicts"]),
     )
+
+
+def _gpu(gpu: Mapping[str, Any]) -> str:
+    capability, memory = gpu["compute_capability"], gpu["memory_mib"]
+    return f"{gpu['name']}, compute capability {capability}, driver {gpu['driver']}, {memory} MiB"
+
+
+def _library(answer: Mapping[str, Any]) -> str:
+    if answer.get("why"):
+        return str(answer["why"])
+    words = {key.replace("_", " "): value for key, value in answer.items() if key != "why"}
+    shown = {key: ", ".join(value) if isinstance(value, list) else value for key, value in words.items()}
+    return "; ".join(f"{key}: {value}" for key, value in shown.items())
 
 
 def _yes(able: bool) -> str:

@@ -148,7 +148,7 @@ def _noise_text(noise: Mapping[str, Any] | None) -> str | None:
         return None
     return (
         f"KL {noise['kl_divergence']:.4f} nats, perplexity ratio {noise['perplexity_ratio']:.4f}, "
-        f"top-1 {noise['top1_agreement']:.1%} (itself, perturbed by {noise['relative']:g})"
+        f"top-1 {noise['top1_agreement']:.1%} (against itself, moved by {noise['relative']:.0e})"
     )
 
 

@@ -13,7 +13,7 @@ from spikeexport.calibration.foundation.errors import UsageError
 from spikeexport.calibration.foundation.progress import say
 from spikeexport.compare.divergence import WindowDivergence
 from spikeexport.compare.generations import compare_generations
-from spikeexport.compare.layers import compare_layers
+from spikeexport.compare.layers import Inside, compare_layers, compare_modules
 from spikeexport.compare.noise import noise_floor
 from spikeexport.compare.polygraphy_inputs import save_inputs as write_inputs
 from spikeexport.compare.result import BehindPrefix, CompareResult, WorstWindow
@@ -59,7 +59,7 @@ def compare(
         text: A TEXT; None = text sampled from the reference.
         windows: How many windows, evenly spaced over the text; None = all.
         seqlen: Tokens per window; None = 512.
-        layers: Whether to look inside as well (an .onnx candidate with a MODEL as reference).
+        layers: Whether to look inside as well (an .onnx or a PyTorch candidate with a MODEL as reference).
         generations: How many windows' beginnings both continue greedily.
         noise: Whether to measure the noise floor: the candidate again with a perturbation of about 1e-6.
         html: Where to write a report to read.
@@ -93,7 +93,10 @@ def compare(
                 noise=noise_floor(candidate, found, chosen.ids) if noise else None,
             )
         if layers:
-            result = dataclasses.replace(result, layers=_layers(candidate, expected, chosen))
+            inside = _inside(candidate, found, expected, chosen)
+            result = dataclasses.replace(
+                result, layers=inside.layers, spikes=inside.spikes, spike_text=inside.spike_text
+            )
     result = dataclasses.replace(result, facts=_facts(candidate), seconds=time.monotonic() - started)
     result = dataclasses.replace(result, failures=failures(result.to_json(), thresholds))
     _write_reports(result, html, markdown, profile, engines)
@@ -196,11 +199,14 @@ def _worst_window(index: int, window: WindowDivergence, ids: np.ndarray, tokeniz
     )
 
 
-def _layers(candidate: str | Path, reference: CausalRunner, text: EvaluationText) -> tuple:
-    if subject_kind(candidate) != "onnx" or not isinstance(reference, TorchRunner):
-        say("Error by layer needs an .onnx as candidate and a MODEL as reference: left out.", level=1)
-        return ()
-    return compare_layers(Path(candidate), reference, text.ids[:LAYER_WINDOWS])
+def _inside(candidate: str | Path, runner: CausalRunner, reference: CausalRunner, text: EvaluationText) -> Inside:
+    windows = text.ids[:LAYER_WINDOWS]
+    if type(reference) is TorchRunner and subject_kind(candidate) == "onnx":
+        return compare_layers(Path(candidate), reference, windows)
+    if type(reference) is TorchRunner and isinstance(runner, TorchRunner):
+        return compare_modules(runner, reference, windows)
+    say("Error by layer needs an .onnx or a PyTorch candidate with a MODEL as reference: left out.", level=1)
+    return Inside()
 
 
 def _facts(candidate: str | Path) -> dict[str, Any]:

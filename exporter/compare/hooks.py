@@ -1,12 +1,14 @@
-"""Reading the outputs of a PyTorch model's modules while it runs, and stopping when they are all there."""
+"""Reading the inputs and outputs of a PyTorch model's modules while it runs, and stopping when they are all there."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Callable, Sequence
+from typing import Any, TypeVar
 
 import numpy as np
 from spikeexport.runners.torch_runner import TorchRunner
+
+T = TypeVar("T")
 
 
 class _AllSeenError(Exception):
@@ -18,13 +20,33 @@ def module_outputs(runner: TorchRunner, modules: Sequence[str], ids: np.ndarray)
 
     The runner's own prefix is fed in front and left out of the outputs.
     """
-    found: dict[str, np.ndarray] = {}
-    skip = len(runner.prefix_ids)
+    return _watch(runner, modules, ids, lambda inputs, output: _array(output, ids))
+
+
+def module_inputs(runner: TorchRunner, modules: Sequence[str], ids: np.ndarray) -> dict[str, np.ndarray]:
+    """Runs token ids int64 [B, S] and returns module path -> first input float32 [B, S, width], prefix left out."""
+    return _watch(runner, modules, ids, lambda inputs, output: _array(inputs[0], ids))
+
+
+def module_tensors(
+    runner: TorchRunner, modules: Sequence[str], ids: np.ndarray
+) -> dict[str, tuple[np.ndarray, np.ndarray]]:
+    """Runs token ids int64 [B, S] and returns module path -> (input, output), each float32 [B, S, width]."""
+    return _watch(runner, modules, ids, lambda inputs, output: (_array(inputs[0], ids), _array(output, ids)))
+
+
+def _array(tensor: Any, ids: np.ndarray) -> np.ndarray:
+    tensor = tensor[0] if isinstance(tensor, tuple) else tensor
+    # A prefix that is fed as tokens comes first; one that is a cache is not there.
+    return tensor[:, tensor.shape[1] - ids.shape[1] :].float().cpu().numpy()
+
+
+def _watch(runner: TorchRunner, modules: Sequence[str], ids: np.ndarray, read: Callable[[Any, Any], T]) -> dict[str, T]:
+    found: dict[str, T] = {}
 
     def keep(module: str) -> Any:
         def hook(layer: Any, inputs: Any, output: Any) -> None:
-            tensor = output[0] if isinstance(output, tuple) else output
-            found[module] = tensor[:, skip:].float().cpu().numpy()
+            found[module] = read(inputs, output)
             if len(found) == len(modules):
                 raise _AllSeenError
 

@@ -22,6 +22,6 @@ def noise_floor(subject: str | Path, runner: CausalRunner, windows: np.ndarray) 
         UsageError: The subject's weights cannot be changed.
     """
     say(f"Noise floor of {runner.name}: the same with a perturbation of {RELATIVE:g}", level=1)
-    with perturbed(subject, runner) as twin:
+    with perturbed(subject, runner) as (twin, relative):
         compared = compare_windows(runner, twin, windows[:NOISE_WINDOWS])
-    return NoiseFloor(tuple(compared.found), compared.error, RELATIVE)
+    return NoiseFloor(tuple(compared.found), compared.error, relative)

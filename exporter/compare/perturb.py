@@ -1,4 +1,4 @@
-"""The same subject with its norms' weights moved by about one part in a million: a run of the noise floor."""
+"""The same subject with its norms' weights or scales moved by one part in a million: a run of the noise floor."""
 
 from __future__ import annotations
 
@@ -20,8 +20,8 @@ _NORMS = ("RMSNormalization", "SimplifiedLayerNormalization", "LayerNormalizatio
 
 
 @contextlib.contextmanager
-def perturbed(subject: str | Path, runner: CausalRunner) -> Iterator[CausalRunner]:
-    """Yields the subject with the perturbation.
+def perturbed(subject: str | Path, runner: CausalRunner) -> Iterator[tuple[CausalRunner, float]]:
+    """Yields the subject with the perturbation, and the size that it has.
 
     Args:
         subject: What `runner` was opened from.
@@ -31,17 +31,22 @@ def perturbed(subject: str | Path, runner: CausalRunner) -> Iterator[CausalRunne
         UsageError: The subject is of a kind whose weights cannot be changed.
     """
     if isinstance(runner, TorchRunner):
-        yield _MovedTwin(runner)
+        yield _MovedTwin(runner), RELATIVE
         return
-    with _reopened(subject, _moved_norms(_graph_file(subject))) as other:
-        yield other
+    values = _float_vectors(_graph_file(subject))
+    relative = max(_step(value) for value in values.values())
+    with _reopened(subject, {name: moved(value, seed) for seed, (name, value) in enumerate(values.items())}) as other:
+        yield other, relative
 
 
 def moved(values: np.ndarray, seed: int = 0) -> np.ndarray:
     """Returns each value times (1 ± RELATIVE), the signs drawn; at least one step of the type."""
-    relative = max(RELATIVE, float(np.finfo(values.dtype).eps))
     signs = np.random.default_rng(seed).choice([-1.0, 1.0], size=values.shape)
-    return (values.astype(np.float64) * (1 + relative * signs)).astype(values.dtype)
+    return np.asarray(values.astype(np.float64) * (1 + _step(values) * signs), dtype=values.dtype)
+
+
+def _step(values: np.ndarray) -> float:
+    return max(RELATIVE, float(np.finfo(values.dtype).eps))
 
 
 class _MovedTwin(CausalRunner):
@@ -97,18 +102,35 @@ def _graph_file(subject: str | Path) -> Path:
     return folder / MODEL_NAME
 
 
-def _moved_norms(path: Path) -> dict[str, np.ndarray]:
-    """Returns the moved weights of a graph's norms by the initializers' names."""
+def _float_vectors(path: Path) -> dict[str, np.ndarray]:
+    """Returns a graph's float32 norms by name; in an FP16 graph its activation scales, or else its FP16 norms.
+
+    What moves should be float32: one step of FP16 is a thousand times more than one part in a million.
+    """
     import onnx_ir as ir
 
-    found: dict[str, np.ndarray] = {}
+    norms: dict[str, np.ndarray] = {}
+    scales: dict[str, np.ndarray] = {}
     for node in ir.load(path).graph:
-        for value in node.inputs[1:] if node.op_type in _NORMS else ():
-            constant = value.const_value if value is not None and value.is_initializer() else None
-            if value is not None and constant is not None and len(constant.shape) == 1:
-                found[str(value.name)] = moved(constant.numpy(), seed=len(found))
-    if not found:
-        raise UsageError(f"--noise: {path} has no norm whose weights could be moved.")
+        if node.op_type in _NORMS:
+            norms.update(_constants(node.inputs[1:], rank=1))
+        elif node.op_type == "QuantizeLinear":
+            scales.update(_constants(node.inputs[1:2], rank=0))
+    for found in (norms, scales):
+        wide = {name: value for name, value in found.items() if value.dtype == np.float32}
+        if wide:
+            return wide
+    if not norms:
+        raise UsageError(f"--noise: {path} has no norm and no scale that could be moved.")
+    return norms
+
+
+def _constants(values: Any, rank: int) -> dict[str, np.ndarray]:
+    found: dict[str, np.ndarray] = {}
+    for value in values:
+        constant = value.const_value if value is not None and value.is_initializer() else None
+        if constant is not None and len(constant.shape) == rank:
+            found[str(value.name)] = constant.numpy()
     return found
 
 

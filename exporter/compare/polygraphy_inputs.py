@@ -10,7 +10,7 @@ from spikeexport.backends.tensorrt.polygraphy_compare import prompt_feeds
 from spikeexport.calibration.foundation.errors import GraphError
 from spikeexport.calibration.foundation.files import staged_outputs
 
-_CACHE_DTYPES = {ir.DataType.FLOAT: np.float32, ir.DataType.FLOAT16: np.float16}
+_CACHE_DTYPES = {ir.DataType.FLOAT: np.float32, ir.DataType.FLOAT16: np.float16, ir.DataType.INT8: np.int8}
 
 
 def save_inputs(onnx: Path, windows: np.ndarray, bos_id: int | None, path: Path) -> None:

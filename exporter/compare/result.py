@@ -8,8 +8,9 @@ from typing import Any
 import numpy as np
 from spikeexport.compare.divergence import WindowDivergence
 from spikeexport.compare.generations import Generation
-from spikeexport.compare.layers import LayerError, first_bad_layer
+from spikeexport.compare.layers import LayerError, bad_alone, first_bad_layer
 from spikeexport.compare.signal import SignalError, snr_db
+from spikeexport.compare.site_spikes import SiteSpikes, SpikeText
 from spikeexport.perplexity import mean_interval, perplexity
 
 
@@ -34,7 +35,7 @@ class BehindPrefix:
 
 @dataclass(frozen=True)
 class NoiseFloor:
-    """The candidate against itself with its norms' weights moved by about one part in a million.
+    """The candidate against itself with its norms' weights or its scales moved by about one part in a million.
 
     What is below this says nothing: any other right implementation differs as much.
 
@@ -111,6 +112,8 @@ class CompareResult:
         failures: Thresholds that were not met, one line each.
         generations: Greedy continuations of both, side by side.
         noise: The noise floor, where it was measured.
+        spikes: Spikes at the inputs of the linears in the original and in the candidate.
+        spike_text: A window's tokens with the spikes that they carry in the original.
     """
 
     candidate: str
@@ -127,6 +130,8 @@ class CompareResult:
     failures: tuple[str, ...] = field(default=())
     generations: tuple[Generation, ...] = ()
     noise: NoiseFloor | None = None
+    spikes: tuple[SiteSpikes, ...] = ()
+    spike_text: SpikeText | None = None
 
     def to_json(self) -> dict[str, Any]:
         """Returns the object that `compare --json` prints."""
@@ -150,6 +155,9 @@ class CompareResult:
             "generations": [generation.to_json() for generation in self.generations],
             "layers": [layer.to_json() for layer in self.layers],
             "first_bad_layer": first_bad_layer(self.layers),
+            "bad_alone": list(bad_alone(self.layers)),
+            "spikes": [site.to_json() for site in self.spikes],
+            "spike_text": self.spike_text.to_json() if self.spike_text else None,
             "worst_windows": [window.to_json() for window in self.worst_windows],
             "candidate_facts": self.facts,
             "failures": list(self.failures),

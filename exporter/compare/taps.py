@@ -81,22 +81,8 @@ class TapSession:
         Raises:
             GraphError: ONNX Runtime refuses the cut graph.
         """
-        import onnxruntime
-
         self._taps = list(taps)
-        options = onnxruntime.SessionOptions()
-        # Anything beyond BASIC fuses Q/DQ into integer kernels, whose results are another backend's, not the file's.
-        options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_ENABLE_BASIC
-        options.add_session_config_entry(_FOLDER_KEY, str(path.parent.resolve()))
-        options.log_severity_level = 3
-        try:
-            self._session = onnxruntime.InferenceSession(
-                cut_graph(path, taps), options, providers=["CPUExecutionProvider"]
-            )
-        except Exception as error:
-            raise GraphError(
-                f"{path}: ONNX Runtime refuses the graph cut at {taps[-1].module} ({error}); --no-layers leaves it out."
-            ) from error
+        self._session = open_cut_session(path, cut_graph(path, taps), taps[-1].module)
 
     def run(self, ids: np.ndarray) -> dict[str, np.ndarray]:
         """Returns module path -> output for token ids int64 [B, S] from the start, in the graph's floating point."""
@@ -115,6 +101,32 @@ class TapSession:
         return {tap.module: np.asarray(output) for tap, output in zip(self._taps, outputs, strict=True)}
 
 
+def open_cut_session(path: Path, graph: bytes, last: str) -> Any:
+    """Opens a part of the graph of `path`, whose external data is read where it lies.
+
+    Args:
+        path: The .onnx.
+        graph: The part, serialised.
+        last: Module path of its last output, for messages.
+
+    Raises:
+        GraphError: ONNX Runtime refuses it.
+    """
+    import onnxruntime
+
+    options = onnxruntime.SessionOptions()
+    # Anything beyond BASIC fuses Q/DQ into integer kernels, whose results are another backend's, not the file's.
+    options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_ENABLE_BASIC
+    options.add_session_config_entry(_FOLDER_KEY, str(path.parent.resolve()))
+    options.log_severity_level = 3
+    try:
+        return onnxruntime.InferenceSession(graph, options, providers=["CPUExecutionProvider"])
+    except Exception as error:
+        raise GraphError(
+            f"{path}: ONNX Runtime refuses the graph cut at {last} ({error}); --no-layers leaves it out."
+        ) from error
+
+
 def cut_graph(path: Path, taps: Sequence[Tap]) -> bytes:
     """Returns the graph of `path` with `taps` as its outputs and without what does not lead to them, serialised."""
     model = ir.load(path)
@@ -130,7 +142,7 @@ def cut_graph(path: Path, taps: Sequence[Tap]) -> bytes:
 
 def _empty_past(declared: Any, batch: int) -> np.ndarray:
     """Returns a past of length 0 for a declared input [batch, kv_heads, past, head_dim]."""
-    dtype = {"tensor(float)": np.float32, "tensor(float16)": np.float16}.get(declared.type)
+    dtype = {"tensor(float)": np.float32, "tensor(float16)": np.float16, "tensor(int8)": np.int8}.get(declared.type)
     if dtype is None:
         raise GraphError(f"{declared.name} is {declared.type}: ONNX Runtime's CPU kernels take fp32 and fp16 graphs.")
     return np.zeros((batch, declared.shape[1], 0, declared.shape[3]), dtype=dtype)

@@ -1,40 +1,59 @@
-"""Undoing smoothing's folds where they change a linear's output: rows of up_proj and v_proj are divided by s."""
+"""Undoing smoothing's folds: a producer's output is divided by s, its consumers' inputs arrive divided by it."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
 import numpy as np
 import onnx_ir as ir
-from spikeexport.calibration.records.plan import Plan
+from spikeexport.calibration.records.plan import Fold, Plan
 
 _TINY = 1e-30
 
 
-def output_scales(graph: ir.Graph, plan: Plan | None, reference_absmax: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
-    """Returns module path -> s float32 [out], by which the candidate's output is to be multiplied.
+@dataclass(frozen=True)
+class Scales:
+    """What smoothing's folds multiplied: the candidate's tensors times these are the original's.
 
-    s is the ratio of the rows' absolute maxima before and after the fold: the INT8 scale keeps the latter exactly
-    (absmax / 127), so the plan's own vectors are not needed.
+    Attributes:
+        inputs: Linear -> float32 [in] by which its input is to be multiplied.
+        outputs: Linear -> float32 [out] by which its output is to be multiplied.
+    """
+
+    inputs: Mapping[str, np.ndarray] = field(default_factory=dict)
+    outputs: Mapping[str, np.ndarray] = field(default_factory=dict)
+
+
+def fold_scales(graph: ir.Graph, plan: Plan | None, model: Any) -> Scales:
+    """Finds s from the weights on both sides, so that the plan's own vectors are not needed.
+
+    For a linear it is the ratio of its rows' absolute maxima before and after the fold (an INT8 scale keeps the latter
+    exactly: absmax / 127), for a norm the ratio of its weights.
 
     Args:
         graph: The portable graph.
-        plan: Its plan, whose folds tell which linears were divided.
-        reference_absmax: Module path -> absolute maximum of each row of the checkpoint's weight, float32 [out].
+        plan: Its plan, whose folds tell which modules were divided.
+        model: The original transformers model.
     """
-    if plan is None:
-        return {}
-    divided = [fold.producer for fold in plan.folds if fold.kind in ("up_down", "v_o")]
-    return {
-        module: reference_absmax[module] / np.maximum(_folded_absmax(graph, module), _TINY)
-        for module in divided
-        if module in reference_absmax
-    }
+    inputs: dict[str, np.ndarray] = {}
+    outputs: dict[str, np.ndarray] = {}
+    modules = dict(model.named_modules())
+    for fold in plan.folds if plan is not None else ():
+        if fold.producer not in modules or any(consumer not in modules for consumer in fold.consumers):
+            continue
+        scale = _norm_scale(graph, fold, modules) if fold.kind == "norm" else _row_scale(graph, fold, modules)
+        if fold.kind != "norm":
+            outputs[fold.producer] = scale
+        for consumer in fold.consumers:
+            inputs[consumer] = _over_query_heads(scale, fold, modules, modules[consumer].weight.shape[1])
+    return Scales(inputs, outputs)
 
 
-def folded_producers(plan: Plan | None) -> tuple[str, ...]:
-    """Returns the module paths of the linears whose output a fold divides."""
-    if plan is None:
-        return ()
-    return tuple(fold.producer for fold in plan.folds if fold.kind in ("up_down", "v_o"))
+def _row_scale(graph: ir.Graph, fold: Fold, modules: Mapping[str, Any]) -> np.ndarray:
+    original = modules[fold.producer].weight.detach().float().abs().amax(dim=1).cpu().numpy()
+    return original / np.maximum(_folded_absmax(graph, fold.producer), _TINY)
 
 
 def _folded_absmax(graph: ir.Graph, module: str) -> np.ndarray:
@@ -44,3 +63,24 @@ def _folded_absmax(graph: ir.Graph, module: str) -> np.ndarray:
     weight = graph.initializers[f"{module}.weight_t"]
     assert weight.const_value is not None, "a floating-point weight is an initializer"
     return np.abs(weight.const_value.numpy().astype(np.float32)).max(axis=0)
+
+
+def _norm_scale(graph: ir.Graph, fold: Fold, modules: Mapping[str, Any]) -> np.ndarray:
+    from spikeexport.calibration.smoothing.apply import norm_offset
+    from spikeexport.graphs.passes.fold_smoothing import norm_offset as graph_norm_offset
+
+    value = graph.initializers[f"{fold.producer}.weight"]
+    assert value.const_value is not None, "a norm's weight is an initializer"
+    norm = modules[fold.producer]
+    original = norm.weight.detach().float().cpu().numpy() + np.float32(norm_offset(norm))
+    folded = value.const_value.numpy().astype(np.float32) + graph_norm_offset(value)
+    # A weight of zero is zero on both sides: nothing is multiplied there.
+    return np.where(folded == 0, np.float32(1), original / np.where(folded == 0, np.float32(1), folded))
+
+
+def _over_query_heads(scale: np.ndarray, fold: Fold, modules: Mapping[str, Any], width: int) -> np.ndarray:
+    """Repeats a v -> o fold's vector over the query heads of each group."""
+    if fold.kind != "v_o" or len(scale) == width:
+        return scale
+    head_dim = int(modules[fold.producer.rsplit(".", 1)[0]].head_dim)
+    return np.repeat(scale.reshape(-1, head_dim), width // len(scale), axis=0).reshape(-1)

@@ -19,6 +19,7 @@ PROVIDERS: dict[str, dict[str, Any]] = {"cpu": {}, "cuda": {"cuda": {}}, "nvtens
 """Word after `--provider` -> the entry of `provider_options` in genai_config.json."""
 
 SCRIPT_NAME = "generate.py"
+PROVIDER_NOTE = "the folder was not tried here; the installed onnxruntime has to have the provider"
 BOS_NOTE = (
     'a program of your own calls tokenizer.update_options(add_special_tokens="true"): onnxruntime-genai adds no BOS'
 )
@@ -39,12 +40,17 @@ def write_genai(source: Source, folder: Path, provider: str) -> tuple[str, ...]:
         The commands that run it; `{folder}` stands for the final folder.
 
     Raises:
-        UsageError: An engine, or a GPU provider for a model lowered for the CPU.
+        UsageError: An engine, a GPU provider for a model lowered for the CPU, or BF16 on a CPU.
     """
     _require_fit(source, provider)
     folder.mkdir()
     source.copy_tokenizer(folder)
     signature = write_onnx(source, folder)
+    if provider == "cpu" and any(item.dtype == "bf16" for item in signature.outputs):
+        raise UsageError(
+            f"{source.path} is BF16, which ONNX Runtime does not compute on a CPU: give --provider cuda, or export "
+            "with --dtype fp16."
+        )
     config = genai_config(source, signature, provider)
     (folder / "genai_config.json").write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
     shutil.copyfile(genai_generate.__file__, folder / SCRIPT_NAME)

@@ -12,7 +12,7 @@ from spikeexport.backends.tensorrt.probe import describe_exit
 from spikeexport.calibration.foundation.errors import BackendError, one_line
 from spikeexport.calibration.foundation.progress import warn
 from spikeexport.deploy.genai import SCRIPT_NAME
-from spikeexport.deploy.source import Source
+from spikeexport.deploy.source import Source, open_as_deployed
 
 _PROMPT = "Once upon a time there was"
 _TOKENS = 8
@@ -48,8 +48,10 @@ def _with_genai(folder: Path) -> list[int]:
     except subprocess.TimeoutExpired as error:
         raise BackendError(f"onnxruntime-genai did not answer within {_TIMEOUT_S} s on the new folder.") from error
     if run.returncode != 0:
+        last = (run.stderr.strip().splitlines() or ["it said nothing"])[-1]
         raise BackendError(
-            f"onnxruntime-genai {describe_exit(run.returncode)} on the new folder: {one_line(run.stderr[-400:], 300)}."
+            f"onnxruntime-genai {describe_exit(run.returncode)} on the new folder ({one_line(last, 300)}): nothing was "
+            "written; compare the installed onnxruntime-genai and onnxruntime with `spikeexport doctor`."
         )
     ids: list[int] = json.loads(run.stdout.splitlines()[-1])
     return ids
@@ -58,4 +60,5 @@ def _with_genai(folder: Path) -> list[int]:
 def _with_runner(source: Source) -> list[int]:
     from spikeexport.generate import generate
 
-    return list(generate(source.path, _PROMPT, max_new_tokens=_TOKENS).ids)
+    with open_as_deployed(source) as runner:
+        return list(generate(runner, _PROMPT, max_new_tokens=_TOKENS).ids)

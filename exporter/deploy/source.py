@@ -5,7 +5,7 @@ from __future__ import annotations
 import shutil
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from spikeexport.assets_folder import ASSET_FILES
 from spikeexport.backends.manifest import EngineManifest, Signature, load_manifest
@@ -13,6 +13,9 @@ from spikeexport.calibration.foundation.errors import UsageError
 from spikeexport.calibration.records.plan import Prefix
 from spikeexport.runners.assets import Assets
 from spikeexport.runners.subject import built_folder, subject_kind
+
+if TYPE_CHECKING:
+    from spikeexport.runners.base import CausalRunner
 
 SourceKind = Literal["onnx", "onnxruntime", "tensorrt", "tensorrt-rtx"]
 """An exported file, or the backend that built a folder."""
@@ -56,6 +59,29 @@ class Source:
                 shutil.copyfile(self.assets.folder / name, folder / name)
 
 
+def open_as_deployed(source: Source) -> CausalRunner:
+    """Opens the source as the deployed file computes it: a build's prefill form also in decode.
+
+    Raises:
+        BackendError: It cannot run here.
+    """
+    from dataclasses import replace
+
+    from spikeexport.runners.ort_engine_runner import OrtEngineRunner
+    from spikeexport.runners.subject import open_subject
+
+    runner = open_subject(source.path)
+    if isinstance(runner, OrtEngineRunner):
+        runner.settings = replace(runner.settings, decode_rows=0)
+    return runner
+
+
+def batch_notes(source: Source) -> tuple[str, ...]:
+    """Returns what an ONNX Runtime build says about batches: its attention takes one prompt."""
+    shared = source.manifest is not None and source.manifest.target.get("cache") == "shared"
+    return (f"one prompt at a time; for batches deploy the .onnx that {source.path.name} came from",) if shared else ()
+
+
 def open_source(subject: str | Path) -> Source:
     """Opens what `deploy` was given.
 
@@ -64,6 +90,8 @@ def open_source(subject: str | Path) -> Source:
         SpikeExportError: It is missing or damaged.
     """
     kind = subject_kind(subject)
+    if kind == "model" and not Path(subject).exists():
+        raise UsageError(f"{subject} does not exist: give what `spikeexport build` or `export` wrote.")
     if kind == "model":
         raise UsageError(
             f"{subject} is neither a built folder nor an .onnx: give what `spikeexport build` or `export` wrote."
@@ -74,6 +102,9 @@ def open_source(subject: str | Path) -> Source:
 def write_onnx(source: Source, folder: Path) -> Signature:
     """Writes the model of an .onnx or an ONNX Runtime build as `model.onnx` with its data, in the usual signature.
 
+    Of a build it is the prefill form with its head, for both phases: servers open one file, and the decode form needs
+    a session of its own.
+
     Returns:
         Its inputs and outputs.
 
@@ -83,10 +114,14 @@ def write_onnx(source: Source, folder: Path) -> Signature:
     import onnx_ir as ir
     from spikeexport.backends.onnxruntime.backend import read_prefix_arrays
     from spikeexport.backends.signature import graph_signature
+    from spikeexport.graphs.onnxruntime.join_head import join_head
     from spikeexport.graphs.onnxruntime.usual_signature import UsualSignature
+    from spikeexport.runners.engine_graphs import HEAD_NAME
 
     built = source.kind == "onnxruntime"
     model = ir.load(source.path / MODEL_NAME if built else source.path)
+    if built and (source.path / HEAD_NAME).is_file():
+        join_head(model, ir.load(source.path / HEAD_NAME))
     UsualSignature(read_prefix_arrays(source.path) if built else {})(model)
     ir.save(model, folder / MODEL_NAME, external_data=f"{MODEL_NAME}.data")
     return graph_signature(model.graph)

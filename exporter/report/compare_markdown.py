@@ -8,7 +8,7 @@ from typing import Any
 
 from spikeexport.calibration.foundation.files import write_text
 from spikeexport.compare.result import CompareResult
-from spikeexport.report.compare_report import Extras, figure_rows, text_name, verdict_of
+from spikeexport.report.compare_report import Extras, figure_rows, text_name, verdict_of, worst_layers
 from spikeexport.report.facts import engine_rows, exclusion_rows, plan_rows
 
 _LAYERS_SHOWN = 12
@@ -43,7 +43,11 @@ def _code(text: str) -> str:
     fence = "`"
     while fence in shown:
         fence += "`"
-    return f"{fence} {shown} {fence}" if shown.strip() else "(empty)"
+    if not shown.strip():
+        return "(empty)"
+    # A blank keeps the fence apart from a backtick at the ends.
+    padding = " " if len(fence) > 1 else ""
+    return f"{fence}{padding}{shown}{padding}{fence}"
 
 
 def _head(data: dict[str, Any]) -> list[str]:
@@ -60,11 +64,17 @@ def _head(data: dict[str, Any]) -> list[str]:
 def _layers(data: dict[str, Any]) -> list[str]:
     if not data["layers"]:
         return []
-    worst = sorted(data["layers"], key=lambda layer: layer["snr_db"])[:_LAYERS_SHOWN]
-    rows = [(f"`{layer['name']}`", f"{layer['snr_db']:.1f}", f"{layer['cosine']:.4f}") for layer in worst]
+    rows = [
+        (f"`{layer['name']}`", _decibels(layer["alone_snr_db"]), _decibels(layer["snr_db"]), f"{layer['cosine']:.4f}")
+        for layer in worst_layers(data)[:_LAYERS_SHOWN]
+    ]
     first = data["first_bad_layer"]
-    sentence = f"The error starts at `{first}`." if first else "No layer falls suddenly behind those before it."
-    return ["## Error by layer", sentence, table(("Largest errors", "SNR dB", "cosine"), rows)]
+    sentence = f"The error starts at `{first}`." if first else "No layer stands out."
+    return ["## Error by layer", sentence, table(("Largest errors", "alone, dB", "in use, dB", "cosine"), rows)]
+
+
+def _decibels(snr: float | None) -> str:
+    return "-" if snr is None else f"{snr:.1f}"
 
 
 def _windows(data: dict[str, Any]) -> list[str]:

@@ -2,29 +2,29 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from markupsafe import Markup
 from spikeexport.calibration.records.profile import Profile
 from spikeexport.compare.result import CompareResult
 from spikeexport.defaults import SELF_TEXT
-from spikeexport.report.facts import engine_rows, exclusion_rows, plan_rows
+from spikeexport.report.facts import engine_rows, exclusion_rows, plan_rows, provenance_rows
+from spikeexport.report.layer_plots import added_up_plot, alone_plot, position_plot, spike_plots, trade_off_plot
 from spikeexport.report.page import write_page
-from spikeexport.report.plots import HIGH, INK, LOW, THIRD, Series, series_plot
 from spikeexport.report.profile_report import profile_sections
 from spikeexport.report.verdict import Verdict, judge
 
 _LAYERS_SHOWN = 12
-_LAYER = re.compile(r"(?:^|\.)(?:layers|h|blocks)\.(\d+)(?:\.|$)")
 _HEAT_NATS = 1.0
 """KL of a token that is drawn at full strength."""
 
 _SMOOTHED = 16
+
+_SPIKE_FROM = 3.0
+"""Multiple of the median from which a token is shaded as a spike."""
 
 
 @dataclass(frozen=True)
@@ -59,14 +59,19 @@ def write_compare_report(result: CompareResult, path: Path, extras: Extras | Non
         text_name=text_name(data),
         verdict=verdict_of(data),
         cards=_cards(data),
-        layer_plot=_layer_plot(data["layers"]),
-        worst_layers=sorted(data["layers"], key=lambda layer: layer["snr_db"])[:_LAYERS_SHOWN],
+        layer_plot=added_up_plot(data["layers"]),
+        alone_plot=alone_plot(data["layers"]),
+        worst_layers=worst_layers(data)[:_LAYERS_SHOWN],
+        spike_changes=spike_plots(data["spikes"]),
+        spike_text=_spike_text(data["spike_text"]),
         behind_note=", both behind the prefix" if data["behind_prefix"] else "",
-        kl_plot=_kl_plot(data["kl_by_position"]),
+        kl_plot=position_plot(data["kl_by_position"], _SMOOTHED),
+        generations=data["generations"],
         windows=[_window(window) for window in data["worst_windows"]],
         plan=plan_rows(facts),
         exclusions=exclusion_rows(facts),
-        trade_off_plot=_trade_off_plot(facts.get("trade_off", [])),
+        trade_off_plot=trade_off_plot(facts.get("trade_off", []), len(facts.get("excluded", ()))),
+        provenance=provenance_rows(facts),
         engines=[engine_rows(engine) for engine in (facts, *extras.engines) if "int8_coverage" in engine],
         profile=extras.profile,
         spikes=profile_sections(extras.profile) if extras.profile else {},
@@ -82,7 +87,8 @@ def text_name(data: Mapping[str, Any]) -> str:
 
 def verdict_of(data: Mapping[str, Any]) -> Verdict:
     """Returns the verdict on a comparison's JSON."""
-    return judge(data["perplexity"]["ratio"], data["perplexity"]["ratio_interval"], data["kl_divergence"])
+    noise = data["noise"]["kl_divergence"] if data["noise"] else None
+    return judge(data["perplexity"]["ratio"], data["perplexity"]["ratio_interval"], data["kl_divergence"], noise)
 
 
 def _cards(data: Mapping[str, Any]) -> list[dict[str, str]]:
@@ -102,7 +108,9 @@ def _cards(data: Mapping[str, Any]) -> list[dict[str, str]]:
         {
             "name": "KL divergence",
             "value": f"{data['kl_divergence']:.4f}",
-            "note": "nats per token, mean",
+            "note": f"nats a token; noise floor {data['noise']['kl_divergence']:.4f}"
+            if data["noise"]
+            else "nats a token",
         },
         {
             "name": "Same best token",
@@ -117,42 +125,25 @@ def _cards(data: Mapping[str, Any]) -> list[dict[str, str]]:
     ]
 
 
-def _layer_plot(layers: list[dict[str, Any]]) -> Markup | None:
-    """Blocks as a line, linears as points, excluded ones marked."""
-    placed = [(int(found[1]), layer) for layer in layers if (found := _LAYER.search(layer["name"]))]
-    if not placed:
+def worst_layers(data: Mapping[str, Any]) -> list[Mapping[str, Any]]:
+    """Returns the layers, the largest error first: of linears alone where that was measured."""
+    measured = [layer for layer in data["layers"] if layer["alone_snr_db"] is not None]
+    key = "alone_snr_db" if measured else "snr_db"
+    return sorted(measured or data["layers"], key=lambda layer: layer[key])
+
+
+def _spike_text(found: Mapping[str, Any] | None) -> dict[str, Any] | None:
+    """The tokens, shaded by how far they lie above the median on a logarithmic scale."""
+    if found is None:
         return None
-    groups = {
-        "block output": [(i, layer["snr_db"]) for i, layer in placed if layer["kind"] == "block"],
-        "INT8 linear": [(i, layer["snr_db"]) for i, layer in placed if layer["quantized"] is True],
-        "excluded linear": [(i, layer["snr_db"]) for i, layer in placed if layer["quantized"] is False],
-    }
-    looks = {"block output": (INK, "", True), "INT8 linear": (LOW, "o", False), "excluded linear": (HIGH, "D", False)}
-    series = [
-        Series(label, [x for x, _ in points], [y for _, y in points], *looks[label])
-        for label, points in groups.items()
-        if points
+    values = np.array([value for _, value in found["tokens"]])
+    ratios = values / max(float(np.median(values)), 1e-12)
+    heat = np.clip(np.log(ratios / _SPIKE_FROM) / np.log(max(float(ratios.max()) / _SPIKE_FROM, 1.0 + 1e-9)), 0, 1)
+    tokens = [
+        {"text": text, "kl": f"S {value:.3g}, {ratio:.0f} medians", "heat": f"{0.85 * share:.2f}"}
+        for (text, value), ratio, share in zip(found["tokens"], ratios, heat, strict=True)
     ]
-    return series_plot(series, x_label="layer", y_label="SNR, dB")
-
-
-def _kl_plot(kl: list[float]) -> Markup:
-    values = np.maximum(np.array(kl), 1e-7)
-    positions = list(range(len(values)))
-    series = [Series("each position", positions, values.tolist(), THIRD, "", width=0.9, alpha=0.5)]
-    if len(values) >= 4 * _SMOOTHED:
-        smooth = np.convolve(values, np.ones(_SMOOTHED) / _SMOOTHED, mode="valid")
-        shifted = [position + (_SMOOTHED - 1) / 2 for position in range(len(smooth))]
-        series.append(Series(f"mean of {_SMOOTHED}", shifted, smooth.tolist(), HIGH, "", width=2))
-    return series_plot(series, x_label="position in the window", y_label="KL, nats", log=True)
-
-
-def _trade_off_plot(rows: list[Mapping[str, Any]]) -> Markup | None:
-    if len(rows) < 2:
-        return None
-    shares = [100 * row["weight_share"] for row in rows]
-    series = [Series("held-out windows", shares, [row["kl"] for row in rows], LOW)]
-    return series_plot(series, x_label="weights left unquantised, %", y_label="KL, nats")
+    return {"site": found["site"], "tokens": tokens, "largest": f"{ratios.max():.0f}"}
 
 
 def _window(window: Mapping[str, Any]) -> dict[str, Any]:
@@ -196,8 +187,14 @@ def noise_sentence(noise: Mapping[str, Any]) -> str:
     """Says how far the candidate is from itself when it is moved a little."""
     return (
         f"KL {noise['kl_divergence']:.4f} nats, ratio {noise['perplexity_ratio']:.4f}, same best token "
-        f"{noise['top1_agreement']:.1%}: the candidate against itself with its norms moved by {noise['relative']:g}"
+        f"{noise['top1_agreement']:.1%}: the candidate against itself, its weights moved by {_power(noise['relative'])}"
     )
+
+
+def _power(relative: float) -> str:
+    """Returns 1e-06 as 1e-6."""
+    mantissa, _, exponent = f"{relative:.0e}".partition("e")
+    return f"{mantissa}e{int(exponent)}"
 
 
 def _with_interval(value: float, interval: list[float]) -> str:

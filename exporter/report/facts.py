@@ -23,6 +23,23 @@ def plan_rows(facts: Mapping[str, Any]) -> Rows:
     return rows
 
 
+def provenance_rows(facts: Mapping[str, Any]) -> Rows:
+    """Where a candidate comes from: the model, the digests of plan and file, the versions that wrote it."""
+    versions = facts.get("versions", {})
+    rows = [
+        ("Model", facts.get("model")),
+        ("Plan", _digest(facts.get("plan_sha256"))),
+        ("File", _digest(facts.get("onnx_sha256"))),
+        ("ONNX", f"opset {facts['opset']}, {facts['nodes']} nodes" if "opset" in facts else None),
+        ("Written with", ", ".join(f"{name} {number}" for name, number in versions.items()) or None),
+    ]
+    return [(name, str(value)) for name, value in rows if value]
+
+
+def _digest(sha256: str | None) -> str | None:
+    return f"SHA-256 {sha256[:16]}…" if sha256 else None
+
+
 def exclusion_rows(facts: Mapping[str, Any]) -> list[dict[str, str]]:
     """Each excluded linear with its precision and the reason."""
     reasons = facts.get("excluded_why", {})

@@ -117,6 +117,7 @@ class Series:
         line: Whether the points are joined.
         width: Of the line, in points.
         alpha: Opacity.
+        dashes: Whether the line is dashed.
     """
 
     label: str
@@ -127,6 +128,7 @@ class Series:
     line: bool = True
     width: float = 1.6
     alpha: float = 1.0
+    dashes: bool = False
 
 
 def series_plot(
@@ -135,16 +137,19 @@ def series_plot(
     x_label: str,
     y_label: str,
     log: bool = False,
+    log_x: bool = False,
     size: tuple[float, float] = WIDE,
 ) -> Markup:
-    """Draws series over one horizontal axis."""
+    """Draws series over one horizontal axis; with `log_x` positions from 1 are spread so that the first ones show."""
     with drawing(size) as plot:
         axes = plot.axes
         if log:
             axes.set_yscale("log")
-            axes.minorticks_off()
+        if log_x:
+            axes.set_xscale("log", base=2)
+            axes.xaxis.set_major_formatter(lambda value, _: f"{value:g}")
         for one in series:
-            style = "-" if one.line else ""
+            style = ("--" if one.dashes else "-") if one.line else ""
             axes.plot(
                 one.x,
                 one.y,
@@ -155,11 +160,24 @@ def series_plot(
                 alpha=one.alpha,
                 label=one.label,
             )
+        if log:
+            _plain_log_ticks(axes)
         axes.set_xlabel(x_label)
         axes.set_ylabel(y_label)
         axes.margins(x=0.02)
-        axes.legend(loc="lower left", bbox_to_anchor=(0, 1), ncols=len(series), borderaxespad=0.2)
+        columns = len(series) if size == WIDE else 2
+        axes.legend(loc="lower left", bbox_to_anchor=(0, 1), ncols=columns, borderaxespad=0.2)
     return plot.svg
+
+
+def _plain_log_ticks(axes: Any) -> None:
+    """Labels a logarithmic axis with plain numbers, and more of them where it spans less than two decades."""
+    from matplotlib.ticker import LogLocator
+
+    low, high = axes.get_ylim()
+    axes.minorticks_off()
+    axes.yaxis.set_major_locator(LogLocator(base=10, subs=(1.0, 2.0, 5.0) if high < 100 * low else (1.0,), numticks=6))
+    axes.yaxis.set_major_formatter(lambda value, _: f"{value:g}")
 
 
 def _themed(svg: str) -> str:

@@ -25,12 +25,13 @@ class EngineSettings:
 
     Attributes:
         session: Threads, spinning, prepacking.
-        chunk: Most tokens of one prefill step; None = the whole prompt at once.
+        chunk: Most tokens of one prefill step: attention costs the square of what runs at once, weights are read
+            once per step. Longer prompts are cut into equal parts.
         decode_rows: Most tokens of one step, all sequences together, that the decode form takes.
     """
 
     session: SessionSettings = field(default_factory=SessionSettings)
-    chunk: int | None = None
+    chunk: int = 192
     decode_rows: int = 4
 
 
@@ -145,7 +146,8 @@ class OrtEngineRunner(CausalRunner):
 
     def _extend_row(self, buffer: KvBuffer, row: int, ids: np.ndarray, logits: np.ndarray) -> None:
         """Runs `ids` [S] behind one row, in chunks, and writes the last `logits.shape[1]` positions' logits."""
-        chunk = self.settings.chunk or len(ids)
+        parts = -(-len(ids) // self.settings.chunk)
+        chunk = -(-len(ids) // parts)
         skipped = len(ids) - logits.shape[1]
         for start in range(0, len(ids), chunk):
             part = ids[start : start + chunk]

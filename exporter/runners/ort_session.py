@@ -14,7 +14,7 @@ from spikeexport.runners.ort_provider import CPU, provider_list, require_provide
 
 _WEIGHT_ONLY = {
     "session.qdq_matmulnbits_accuracy_level": "4",
-    "session.qdq_matmulnbits_block_size": "64",
+    "session.qdq_matmulnbits_block_size": "128",
 }
 
 
@@ -74,7 +74,6 @@ def open_session(
         prefix = "session.optimized_model_external_initializers"
         options.add_session_config_entry(f"{prefix}_file_name", f"{optimized_to.name}.data")
         options.add_session_config_entry(f"{prefix}_min_size_in_bytes", "1024")
-    # The session copies them when it is made; until then they have to live.
     values = {name: onnxruntime.OrtValue.ortvalue_from_numpy(value) for name, value in settings.initializers.items()}
     for name, value in values.items():
         options.add_initializer(name, value)
@@ -84,6 +83,8 @@ def open_session(
     except Exception as error:  # ONNX Runtime's own exception types share no base class.
         raise BackendError(f"ONNX Runtime cannot load {model}: {one_line(error)}; write it again.") from error
     require_provider(session, settings.provider, model.name)
+    # The session reads them where they lie, for as long as it lives.
+    session.kept_initializers = values
     return session
 
 

@@ -21,7 +21,7 @@ class RunOptions:
         threads: Threads of one operator; None = the physical cores that this process may use.
         spinning: Whether idle threads wait actively (ONNX Runtime).
         prepacking: Whether weights are re-laid for the kernels when loading (ONNX Runtime).
-        chunk: Most prompt tokens of one step; None = the whole prompt at once (what `build` wrote for ONNX Runtime).
+        chunk: Most prompt tokens of one step of what `build` wrote for ONNX Runtime; None = the runner's own choice.
     """
 
     threads: int | None = None
@@ -59,7 +59,7 @@ def _for_kind(subject: str | Path, options: RunOptions) -> dict[str, Any]:
     kind = subject_kind(subject)
     if kind == "built" and load_manifest(built_folder(subject)).backend == "onnxruntime":
         given = {"threads": options.threads, "spinning": options.spinning, "prepacking": options.prepacking}
-        return {**given, "chunk": options.chunk}
+        return given if options.chunk is None else {**given, "chunk": options.chunk}
     if options.chunk is not None:
         raise UsageError(
             f"--chunk is for what `build --backend onnxruntime` wrote, and {subject} is not: leave it out."

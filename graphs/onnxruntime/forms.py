@@ -8,7 +8,7 @@ from pathlib import Path
 
 import onnx_ir as ir
 from spikeexport.graphs.onnxruntime.group_query_attention import SEQLENS
-from spikeexport.graphs.onnxruntime.lowering import PassReport
+from spikeexport.graphs.onnxruntime.lowering import DECODE_LOWERING, PassReport, run_passes
 from spikeexport.graphs.onnxruntime.lowering_pass import Skip
 from spikeexport.graphs.onnxruntime.split_head import SPLIT_HEAD, split_head
 from spikeexport.graphs.onnxruntime.weight_only_decode import WeightOnlyDecode
@@ -39,16 +39,16 @@ def write_forms(model: ir.Model, path: Path, names: tuple[str, str], without: Co
         model: A lowered graph; it becomes the prefill form.
         path: The prefill form's file; its external data holds the weights of all.
         names: File names of the decode form and of the head, beside it.
-        without: `weight-only-decode` or `split-head` to leave out.
+        without: `split-head` and passes of the decode form to leave out.
     """
     externalise(model, path.parent, data_name(path.name))
     shared = any(value.name == SEQLENS for value in model.graph.inputs)
     head, head_report = _head(model, SPLIT_HEAD in without, shared)
-    decode, decode_report = _decode(model, WeightOnlyDecode.name in without, shared)
+    decode, decode_reports = _decode(model, without, shared)
     for form, name in ((model, path.name), (decode, names[0]), (head, names[1])):
         if form is not None:
             ir.save(form, path.with_name(name))
-    return Forms(model, decode, head, (head_report, decode_report))
+    return Forms(model, decode, head, (head_report, *decode_reports))
 
 
 _NOT_SHARED = "past and present are apart: one graph does for all"
@@ -61,10 +61,10 @@ def _head(model: ir.Model, off: bool, shared: bool) -> tuple[ir.Model | None, Pa
     return found, PassReport(SPLIT_HEAD, 1, ())
 
 
-def _decode(model: ir.Model, off: bool, shared: bool) -> tuple[ir.Model | None, PassReport]:
-    if off or not shared:
-        return None, PassReport(WeightOnlyDecode.name, 0, (Skip("model", "switched off" if off else _NOT_SHARED),))
-    decode, step = model.clone(), WeightOnlyDecode()
-    step(decode)
-    report = PassReport(step.name, step.applied, tuple(step.skips))
-    return (decode if step.applied else None), report
+def _decode(model: ir.Model, without: Collection[str], shared: bool) -> tuple[ir.Model | None, tuple[PassReport, ...]]:
+    """Returns the decode form, or None where no linear would run otherwise than in the prefill form."""
+    if not shared:
+        return None, (PassReport(WeightOnlyDecode.name, 0, (Skip("model", _NOT_SHARED),)),)
+    decode = model.clone()
+    reports = run_passes(decode, DECODE_LOWERING, without)
+    return (decode, reports) if reports[0].applied else (None, reports[:1])

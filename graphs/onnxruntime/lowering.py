@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 
 import onnx_ir as ir
@@ -29,12 +29,14 @@ LOWERING: tuple[type[LoweringPass], ...] = (
     BlockEmbedding,
     FoldNormWeights,
     SimplifyRmsNorm,
-    FuseSkipNorm,
 )
 """What turns a portable graph into ONNX Runtime's, in order."""
 
-PASS_NAMES = (*(step.name for step in LOWERING), SPLIT_HEAD, WeightOnlyDecode.name)
-"""What can be switched off, in order: the passes, then the steps to the forms that run."""
+DECODE_LOWERING: tuple[type[LoweringPass], ...] = (WeightOnlyDecode, FuseSkipNorm)
+"""What turns a lowered graph into its decode form, in order."""
+
+PASS_NAMES = (*(step.name for step in LOWERING), SPLIT_HEAD, *(step.name for step in DECODE_LOWERING))
+"""What can be switched off, in order: the passes, the cut in front of the head, the passes of the decode form."""
 
 
 @dataclass(frozen=True)
@@ -65,8 +67,15 @@ def lower(model: ir.Model, without: Collection[str] = ()) -> tuple[PassReport, .
     unknown = sorted(set(without) - set(PASS_NAMES))
     if unknown:
         raise UsageError(f"Unknown lowering pass {unknown[0]!r}: there are {', '.join(PASS_NAMES)}.")
+    return run_passes(model, LOWERING, without)
+
+
+def run_passes(
+    model: ir.Model, passes: Sequence[type[LoweringPass]], without: Collection[str] = ()
+) -> tuple[PassReport, ...]:
+    """Runs `passes` on `model` in place, those in `without` left out."""
     reports = []
-    for step in LOWERING:
+    for step in passes:
         if step.name in without:
             reports.append(PassReport(step.name, 0, (Skip("model", "switched off"),)))
             continue

@@ -22,7 +22,8 @@ class UsualSignature(ir.passes.InPlacePass):
       past and cut off each present, so past and present are [batch, kv_heads, past, D] and [.., past + sequence, D].
     - `logits_positions` becomes the last position: logits are [batch, 1, V].
 
-    Rows of a batch have one length: GroupQueryAttention has no padding on the left. A graph that kept its portable
+    Batches of prompts are refused by the kernel (it takes several tokens behind a cache for one row only, and a prefix
+    is a cache); rows have no padding on the left. A graph that kept its portable
     attention has most of this signature already; only its logits change.
     """
 

@@ -44,7 +44,7 @@ class FoldSmoothing(ir.passes.InPlacePass):
     def _apply(self, graph: ir.Graph, fold: Fold) -> None:
         scales = self._tensors[fold.scales].astype(np.float32)
         if fold.kind == "norm":
-            offset = _norm_offset(_require(graph, f"{fold.producer}.weight"))
+            offset = norm_offset(_require(graph, f"{fold.producer}.weight"))
             _change(graph, f"{fold.producer}.weight", scales, lambda w, s: (w + offset) / s - offset, axis=-1)
         else:
             _change(graph, f"{fold.producer}.weight_t", scales, lambda w, s: w / s, axis=-1)
@@ -67,7 +67,7 @@ def _require(graph: ir.Graph, name: str) -> ir.Value:
     return value
 
 
-def _norm_offset(weight: ir.Value) -> np.float32:
+def norm_offset(weight: ir.Value) -> np.float32:
     """Returns what the graph adds to a norm's weight before it multiplies (1 in Gemma's form, else 0)."""
     for reader, _ in weight.uses():
         if reader.op_type == "Add":

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import onnx_ir as ir
+from spikeexport.graphs.tensorrt.decompose_attention import soft_cap
 from spikeexport.graphs.tensorrt.findings import Rule, Surroundings
 from spikeexport.graphs.tensorrt.qdq import constant_value, dequantized_input, dtype_of
 from spikeexport.graphs.tensorrt.roles import attention_parts
@@ -24,6 +25,11 @@ def _full_precision(node: ir.Node, _: Surroundings) -> str | None:
     if not attention_parts(node) or dtype_of(node.inputs[0]) != ir.DataType.FLOAT:
         return None
     return "the attention is computed in FP32"
+
+
+def _capped_scores(node: ir.Node, _: Surroundings) -> str | None:
+    cap = soft_cap(node)
+    return f"its scores are capped at {cap:g}, which no fused attention does" if cap else None
 
 
 def _quantized_operands(node: ir.Node, _: Surroundings) -> str | None:
@@ -92,6 +98,13 @@ RULES = (
         ("Attention", "Softmax"),
         _full_precision,
         "export with --dtype fp16 or bf16",
+    ),
+    Rule(
+        "capped-attention",
+        "unfused",
+        ("Attention",),
+        _capped_scores,
+        "nothing to change: build writes it out in products and a softmax",
     ),
     Rule(
         "quantized-attention",

@@ -9,7 +9,7 @@ from pathlib import Path
 import onnx_ir as ir
 from onnx_ir.passes.common import RemoveUnusedNodesPass
 from spikeexport.calibration.foundation.errors import GraphError
-from spikeexport.graphs.tensorrt.decompose_attention import DecomposeFullPrecisionAttention
+from spikeexport.graphs.tensorrt.decompose_attention import DecomposeAttention
 from spikeexport.graphs.tensorrt.join_qkv import JoinQkv
 
 JOINED_DATA = "lowered.data"
@@ -24,7 +24,7 @@ def lower(model: ir.Model) -> ir.Model:
     Raises:
         GraphError: A pass refuses the graph.
     """
-    for step in (JoinQkv(), DecomposeFullPrecisionAttention(), RemoveUnusedNodesPass()):
+    for step in (JoinQkv(), DecomposeAttention(), RemoveUnusedNodesPass()):
         try:
             step(model)
         except (ir.passes.PreconditionError, ir.passes.PostconditionError) as error:

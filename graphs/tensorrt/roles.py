@@ -85,7 +85,7 @@ def _product_above(value: ir.Value | None) -> ir.Node | None:
             return None
         if node.op_type == "MatMul":
             return node
-        if node.op_type not in ("Add", "Mul", "Div", "Cast", "Where", "Sub", "Reshape"):
+        if node.op_type not in ("Add", "Mul", "Div", "Cast", "Where", "Sub", "Reshape", "Tanh"):
             return None
         value = node.inputs[1] if node.op_type == "Where" else node.inputs[0]
     return None

@@ -1,6 +1,7 @@
 """The commands that need only a MODEL, run in process on a tiny one."""
 
 import json
+from pathlib import Path
 
 import pytest
 from spikeexport.cli.main import app
@@ -25,11 +26,35 @@ def test_no_bos_leaves_the_first_token_out(tiny_llama_folder, sample_text_file):
     assert json.loads(run("eval", tiny_llama_folder, *text, "--no-bos").stdout)["tokens"] == 45
 
 
+def test_eval_asks_tasks(tiny_llama_folder):
+    questions = Path(__file__).parents[1] / "exporter" / "tasks" / "questions"
+    asked = ("eval", tiny_llama_folder, "--tasks", "seasons", "--tasks-dir", questions, "--limit", 3)
+    data = json.loads(run(*asked, "--json").stdout)
+    assert set(data["tasks"]["seasons"]) >= {"acc", "acc_norm"}
+    assert data["task_samples"] == {"seasons": 3}
+    table = run(*asked).stdout
+    assert "acc_norm" in table
+    assert "standard error" in table
+    alone = run("eval", tiny_llama_folder, "--limit", 3)
+    assert alone.exit_code == 2
+    assert "belong to --tasks" in alone.stderr
+
+
 def test_generate_streams_prompt_and_text(tiny_llama_folder):
     plain = run("generate", tiny_llama_folder, "The train", "--max-new-tokens", 5)
     data = json.loads(run("generate", tiny_llama_folder, "The train", "--max-new-tokens", 5, "--json").stdout)
     assert plain.stdout == f"The train{data['text']}\n"
     assert data["new_tokens"] == len(data["ids"]) <= 5
+
+
+def test_compare_writes_its_report_twice_and_measures_the_noise(tiny_llama_folder, sample_text_file, tmp_path):
+    files = ("--html", tmp_path / "r.html", "--markdown", tmp_path / "r.md", "--noise", "--generations", 1)
+    arguments = ("compare", tiny_llama_folder, "--reference", tiny_llama_folder, "--text", sample_text_file)
+    shown = run(*arguments, "--windows", 2, "--seqlen", 16, *files)
+    assert shown.exit_code == 0
+    assert "noise floor" in shown.stdout
+    assert "Greedy continuations" in (tmp_path / "r.html").read_text(encoding="utf-8")
+    assert "## Greedy continuations" in (tmp_path / "r.md").read_text(encoding="utf-8")
 
 
 def test_compare_holds_to_thresholds(tiny_llama_folder, sample_text_file):

@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 import statistics
+import subprocess
+import sys
+import time
 
 import numpy as np
 import pytest
@@ -11,6 +15,7 @@ from spikeexport.bench import _Turns, bench, random_ids, subject_bytes
 from spikeexport.bench_peers import GENAI, LLAMA_CPP, open_bench_subject, subject_path
 from spikeexport.build import build
 from spikeexport.calibration.foundation.errors import SpikeExportError, UsageError
+from spikeexport.machine_load import LoadMeter
 from spikeexport.peak_memory import high_water_mark, peak_rss_bytes
 from spikeexport.runners.base import CausalRunner
 
@@ -75,10 +80,9 @@ def test_ratios_and_rates_follow_the_clock(monkeypatch, tmp_path):
     assert (result.subjects[0].size_bytes, result.subjects[0].peak_rss_bytes) == (None, None)
 
 
-def test_a_round_is_one_prefill_and_the_median_step(monkeypatch):
+def test_a_round_is_one_prefill_and_the_median_step():
     clock = [0.0]
-    monkeypatch.setattr("spikeexport.bench.time.perf_counter", lambda: clock[0])
-    turns = _Turns("fake", FakeRunner(clock, 0.5, 0.25), 0.0)
+    turns = _Turns("fake", FakeRunner(clock, 0.5, 0.25), 0.0, lambda: clock[0])
     turns.run(random_ids(100, 1, 8), 3)
     assert (turns.prefill, statistics.median(turns.decode)) == ([0.5], 0.25)
 
@@ -127,3 +131,38 @@ def test_memory_is_that_of_the_subjects_own_process(onnx_file):
 def test_a_failing_measurement_is_explained(tmp_path):
     with pytest.raises(SpikeExportError, match=r"Measuring the memory of .*absent\.onnx failed"):
         peak_rss_bytes(str(tmp_path / "absent.onnx"), 8, 2, 1)
+
+
+def test_disturbed_rounds_are_measured_again(monkeypatch):
+    clock = [0.0]
+    shares = iter([0.9, 0.0, 0.5, 0.3, 0.02, 0.01])
+    monkeypatch.setattr("spikeexport.bench.open_bench_subject", lambda name, options: FakeRunner(clock, 0.1, 0.01))
+    monkeypatch.setattr("spikeexport.bench.LoadMeter.others_share", lambda meter: next(shares))
+    result = bench("fake", prefill=8, decode=2, rounds=3, memory=False)
+    assert (result.repeated, result.others_share) == (2, 0.02)
+
+
+def test_a_machine_that_is_never_quiet_still_gives_figures(monkeypatch):
+    monkeypatch.setattr("spikeexport.bench.open_bench_subject", lambda name, options: FakeRunner([0.0], 0.1, 0.01))
+    monkeypatch.setattr("spikeexport.bench.LoadMeter.others_share", lambda meter: 0.8)
+    monkeypatch.setattr("spikeexport.bench.time.perf_counter", iter(range(10**6)).__next__)
+    result = bench("fake", prefill=8, decode=2, rounds=2, memory=False)
+    assert (result.repeated, result.others_share) == (6, 0.8)
+
+
+def test_the_work_of_others_is_seen_and_ones_own_is_not():
+    meter = LoadMeter()
+    meter.start()
+    until = time.thread_time() + 0.3
+    while time.thread_time() < until:
+        pass
+    own = meter.others_share()
+    other = subprocess.Popen([sys.executable, "-c", "while True: pass"])
+    try:
+        meter.start()
+        time.sleep(0.5)
+        assert meter.others_share() > 0.5 / os.cpu_count() * 0.5
+    finally:
+        other.kill()
+        other.wait()
+    assert 0 <= own <= 1

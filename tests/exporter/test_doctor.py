@@ -5,8 +5,10 @@ from __future__ import annotations
 import json
 
 import pytest
+from rich.console import Console
 from spikeexport.backends.registry import BACKENDS
-from spikeexport.doctor import doctor, installed_version
+from spikeexport.cli.machine_tables import doctor_table
+from spikeexport.doctor import _conflicts, doctor, installed_version
 
 
 @pytest.fixture(scope="module")
@@ -41,10 +43,26 @@ def test_gpu_and_broken_libraries(tmp_path, monkeypatch):
     monkeypatch.setenv("PATH", str(tmp_path))
     found = doctor()
     assert found["libraries"]["onnxruntime"]["why"].startswith("import onnxruntime crashed (SIGABRT)")
+    assert found["backends"]["onnxruntime"]["why_not_build"].startswith("the backend onnxruntime crashed (SIGABRT)")
     assert "libnvinfer.so.10" in found["libraries"]["tensorrt"]["why"]
     assert found["gpus"] == {"found": [], "why_none": "no NVIDIA driver (nvidia-smi is not on the PATH)"}
     assert not found["backends"]["tensorrt-rtx"]["runs"]
     assert "GPU" in found["missing"]
+
+
+def test_table_has_a_line_for_a_crash_a_gpu_and_a_conflict(answer):
+    gpu = {"name": "GPU X", "compute_capability": "8.9", "driver": "580.1", "memory_mib": 8188}
+    libraries = {**answer["libraries"], "onnxruntime": {"why": "import onnxruntime crashed (SIGSEGV): "}}
+    versions = {**answer["versions"], "onnxruntime": "1.31", "onnxruntime-gpu": "1.31"}
+    console = Console(width=160)
+    with console.capture() as captured:
+        changed = {"libraries": libraries, "gpus": {"found": [gpu]}, "conflicts": _conflicts(versions)}
+        console.print(doctor_table({**answer, **changed}))
+    text = captured.get()
+    assert "import onnxruntime crashed (SIGSEGV)" in text
+    assert "GPU X, compute capability 8.9, driver 580.1, 8188 MiB" in text
+    assert "conflict: onnxruntime and onnxruntime-gpu" in text
+    assert answer["conflicts"] == []
 
 
 def test_distribution_that_is_not_there():

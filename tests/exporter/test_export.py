@@ -7,6 +7,7 @@ import pytest
 from spikeexport.calibration.checkpoint import load_model, open_checkpoint
 from spikeexport.calibration.foundation.errors import GraphError, PlanError, SpikeExportError, UsageError
 from spikeexport.calibration.records.plan import load_plan, save_plan
+from spikeexport.compare.compare import compare
 from spikeexport.export import export
 from spikeexport.graphs.reading import read_portable
 from spikeexport.inspect import inspect
@@ -207,5 +208,8 @@ def test_int8_cache_is_calibrated_saved_in_the_recipe_and_run(tiny_llama_folder,
         rest, _ = runner.decode(ids[:, 12:], cache)
     found = np.concatenate([logits, rest], axis=1)
     assert 1e-5 < np.linalg.norm(found - expected) / np.linalg.norm(expected) < 0.05
+    compared = compare(first, tiny_llama_folder, str(sample_text_file), windows=1, seqlen=16).to_json()
+    assert 0 < compared["kl_divergence"] < 0.01
+    assert len(compared["layers"]) > 3
     with pytest.raises(UsageError, match="The KV cache of --recipe is int8, so that --kv fp contradicts it"):
         export(tiny_llama_folder, again, recipe=tmp_path / "recipe.json", kv="fp")

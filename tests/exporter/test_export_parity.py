@@ -9,6 +9,7 @@ from spikeexport.calibration.foundation.errors import CheckpointError, GraphErro
 from spikeexport.calibration.prefix_cache import prefix_arrays
 from spikeexport.calibration.records.plan import Fold
 from spikeexport.graphs import families
+from spikeexport.graphs.families.correction import Correction
 from spikeexport.graphs.passes.linears import named_matmuls
 from spikeexport.graphs.portable import build_unquantised
 from spikeexport.parity import LIMIT, check_parity, parity_ids
@@ -125,7 +126,7 @@ def test_a_family_that_the_builder_gets_wrong_is_stopped(checkpoint, reference, 
     def wrong(architecture, hf_config):
         return dataclasses.replace(architecture, rms_norm_eps=0.1)
 
-    monkeypatch.setitem(families.CONFIG_FIXES, "llama", (wrong,))
+    monkeypatch.setitem(families.CORRECTIONS, "llama", (Correction(config=wrong),))
     with pytest.raises(GraphError, match=r"beginning in decoder layer 0"):
         check_parity(checkpoint, reference, graph_of(checkpoint, reference), ())
 

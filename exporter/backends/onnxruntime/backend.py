@@ -10,7 +10,8 @@ import numpy as np
 from spikeexport.backends.base import Backend, BuildOptions
 from spikeexport.backends.manifest import Compiled, load_manifest
 from spikeexport.calibration.foundation.errors import BackendError, UsageError
-from spikeexport.calibration.foundation.progress import say
+from spikeexport.calibration.foundation.progress import say, warn
+from spikeexport.runners.ort_session import import_onnxruntime
 
 if TYPE_CHECKING:
     import onnx_ir as ir
@@ -33,8 +34,6 @@ class OnnxRuntimeBackend(Backend):
 
     def why_unavailable(self) -> str | None:
         """Says what is missing to build here; see `Backend.why_unavailable`."""
-        from spikeexport.runners.ort_session import import_onnxruntime
-
         try:
             import_onnxruntime()
         except BackendError as error:
@@ -53,7 +52,7 @@ class OnnxRuntimeBackend(Backend):
             UsageError: GPU options, or an unknown pass in `options.without`.
         """
         import onnx_ir as ir
-        from spikeexport.backends.onnxruntime.phases import phase_words
+        from spikeexport.backends.onnxruntime.phases import read_phases
         from spikeexport.backends.onnxruntime.truth import node_modules, optimized_graph, read_truth
         from spikeexport.graphs.onnxruntime.forms import write_forms
         from spikeexport.graphs.onnxruntime.lowering import lower
@@ -76,9 +75,10 @@ class OnnxRuntimeBackend(Backend):
         planned = portable.plan.quantized_linears if portable.plan is not None else ()
         optimized = optimized_graph(folder / MODEL_NAME)
         truth = read_truth(optimized, planned, node_modules(model.graph), layers)
-        phases = phase_words(forms, optimized, folder / DECODE_NAME)
+        phases = read_phases(forms, optimized, folder / DECODE_NAME)
+        truth = truth.model_copy(update={"kernels": phases.kernels})
         _check_first_runs(_open_built(folder, portable, prefix if shared else None), portable.path.name)
-        target = {**_target(reports, shared), **phases}
+        target = {**_target(reports, shared), **phases.words}
         return Compiled(truth=truth, target=target, versions=_versions())
 
     def runner(self, folder: Path, **options: Any) -> CausalRunner:
@@ -94,12 +94,22 @@ class OnnxRuntimeBackend(Backend):
         from spikeexport.runners.ort_session import SessionSettings
 
         manifest = load_manifest(folder, self.name)
+        _warn_of_another_version(folder, manifest.versions.get("onnxruntime"))
         assets = Assets(folder, manifest.prefix.ids if manifest.prefix is not None else ())
         chunk = options.pop("chunk", EngineSettings.chunk)
         settings = EngineSettings(SessionSettings(**options), chunk)
         if manifest.target.get("cache") == "shared":
             return OrtEngineRunner(folder / MODEL_NAME, assets, _read_prefix(folder), settings)
         return OnnxRunner(folder / MODEL_NAME, assets, settings.session, "all")
+
+
+def _warn_of_another_version(folder: Path, built_with: str | None) -> None:
+    found = import_onnxruntime().__version__
+    if built_with != found:
+        warn(
+            f"{folder} was built and tried with onnxruntime {built_with}, {found} is installed: it runs, but which "
+            "linears are INT8 may have changed; build it again to know."
+        )
 
 
 def prefix_arrays(graph: ir.Graph) -> dict[str, np.ndarray]:
@@ -159,6 +169,8 @@ def read_prefix_arrays(folder: Path) -> dict[str, np.ndarray]:
 def _refuse_gpu_options(options: BuildOptions) -> None:
     if options.compute_capabilities:
         raise UsageError("--compute-capability is for GPUs and onnxruntime builds for the CPU: leave it out.")
+    if options.workspace_bytes is not None:
+        raise UsageError("--workspace is for TensorRT and onnxruntime takes what its kernels need: leave it out.")
     if options.timing_cache is not None:
         raise UsageError("--timing-cache is for TensorRT and onnxruntime times no kernels: leave it out.")
 
@@ -181,7 +193,5 @@ def _target(reports: tuple[PassReport, ...], shared: bool) -> dict[str, str | in
 
 def _versions() -> dict[str, str]:
     from importlib.metadata import version
-
-    from spikeexport.runners.ort_session import import_onnxruntime
 
     return {"onnxruntime": import_onnxruntime().__version__, "onnx-ir": version("onnx-ir")}

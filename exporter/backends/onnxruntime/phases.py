@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -15,7 +16,20 @@ if TYPE_CHECKING:
     from spikeexport.graphs.onnxruntime.forms import Forms
 
 
-def phase_words(forms: Forms, prefill: ir.Graph, decode: Path) -> dict[str, str]:
+@dataclass(frozen=True)
+class Phases:
+    """What runs in the two phases.
+
+    Attributes:
+        words: `prefill` and `decode`: numbers of linears by what their product really is.
+        kernels: `prefill` and `decode`: nodes that one step runs, the head included.
+    """
+
+    words: dict[str, str]
+    kernels: dict[str, int]
+
+
+def read_phases(forms: Forms, prefill: ir.Graph, decode: Path) -> Phases:
     """Says in which form prefill and decode run; a decode form that is not weight-only is removed.
 
     Args:
@@ -23,23 +37,26 @@ def phase_words(forms: Forms, prefill: ir.Graph, decode: Path) -> dict[str, str]
         prefill: The graph that ONNX Runtime runs for prompts.
         decode: The decode form's file.
 
-    Returns:
-        `prefill` and `decode`: numbers of linears by what their product really is.
     """
+    head = len(forms.head.graph) if forms.head is not None else 0
     words = _counted(linear_operators(prefill, node_modules(forms.prefill.graph)))
+    count = len(prefill) + head
     if forms.decode is None:
-        reasons = [
-            skip.why for report in forms.reports for skip in report.skips if report.name == WeightOnlyDecode.name
-        ]
-        return {"prefill": words, "decode": f"as prefill: {reasons[0] if reasons else 'no linear is W8A8'}"}
-    operators = linear_operators(optimized_graph(decode, weight_only=True), node_modules(forms.decode.graph))
+        skips = [skip for report in forms.reports if report.name == WeightOnlyDecode.name for skip in report.skips]
+        return _one_form(words, skips[0].why if skips else "no linear is W8A8", count)
+    optimized = optimized_graph(decode, weight_only=True)
+    operators = linear_operators(optimized, node_modules(forms.decode.graph))
     rewritten = {name for names in node_modules(forms.decode.graph).values() for name in names.split()} - {HEAD}
     widened = sorted(name for name in rewritten if operators.get(name) in _FLOATING_POINT)
     if widened and _is_w8(forms, widened[0]):
         decode.unlink()
-        why = f"this ONNX Runtime widens the INT8 weight of {widened[0]} (1.32 and later do not)"
-        return {"prefill": words, "decode": f"as prefill: {why}"}
-    return {"prefill": words, "decode": _counted(operators)}
+        return _one_form(words, f"this ONNX Runtime widens the INT8 weight of {widened[0]} (1.32 does not)", count)
+    kernels = {"prefill": count, "decode": len(optimized) + head}
+    return Phases({"prefill": words, "decode": _counted(operators)}, kernels)
+
+
+def _one_form(words: str, why: str, kernels: int) -> Phases:
+    return Phases({"prefill": words, "decode": f"as prefill: {why}"}, {"prefill": kernels, "decode": kernels})
 
 
 _FLOATING_POINT = frozenset({"MatMul", "FusedMatMul", "Gemm"})

@@ -8,7 +8,8 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 import onnx_ir as ir
-from spikeexport.backends.manifest import EngineTruth, Fallback, Leftover
+from spikeexport.backends.manifest import EngineTruth, Fallback
+from spikeexport.backends.onnxruntime.leftovers import find_leftovers
 from spikeexport.graphs.onnxruntime.weights import MODULE_KEY
 from spikeexport.runners.ort_session import SessionSettings, open_session
 
@@ -19,9 +20,6 @@ INTEGER_PRODUCTS = frozenset(
 
 ATTENTION_KERNELS = frozenset({"GroupQueryAttention", "MultiHeadAttention", "Attention", "PackedAttention"})
 """Operators that compute one layer's attention in one kernel."""
-
-_LEFTOVERS = frozenset({"DequantizeLinear", "Cast", "Transpose", "Concat", "Expand"})
-"""Operators that the fast form does not need."""
 
 
 def optimized_graph(model: Path, *, weight_only: bool = False) -> ir.Graph:
@@ -62,7 +60,7 @@ def read_truth(graph: ir.Graph, planned: Iterable[str], modules: Mapping[str, st
         merged=merged,
         attention_fused=min(sum(counts[kind] for kind in ATTENTION_KERNELS), layers),
         attention_layers=layers,
-        leftovers={kind: Leftover(count=counts[kind]) for kind in sorted(_LEFTOVERS) if counts[kind]},
+        leftovers=find_leftovers(graph),
         kernels={"prefill": len(graph), "decode": len(graph)},
     )
 

@@ -22,7 +22,7 @@ from spikeexport.backends.tensorrt.profiles import Limits
 from spikeexport.backends.tensorrt.request import BuildAnswer, BuildRequest
 from spikeexport.backends.tensorrt.subprocess_build import build_in_subprocess
 from spikeexport.backends.tensorrt.truth import engine_truth
-from spikeexport.calibration.foundation.errors import BackendError
+from spikeexport.calibration.foundation.errors import BackendError, UsageError
 from spikeexport.calibration.foundation.progress import say, warn
 from spikeexport.graphs.tensorrt.findings import Finding
 from spikeexport.graphs.tensorrt.lint import in_words, lint, reasons_by_module, reasons_by_node
@@ -33,6 +33,8 @@ if TYPE_CHECKING:
     from spikeexport.graphs.reading import PortableModel
     from spikeexport.runners.base import CausalRunner
 
+
+_FIRST_WITH_FP8 = 8.9
 
 _EXPECTED_WARNING = "Int64 binding"
 """Said for every decoder: token ids are int64."""
@@ -73,6 +75,7 @@ class TensorRtFamily(Backend):
         limits = Limits.resolve(options, max_positions(portable.model), prefix)
         targets = options.compute_capabilities or self.flavor.default_targets
         planned = portable.plan.quantized_linears if portable.plan else ()
+        _refuse_old_targets(portable, targets)
         findings = lint(portable.model, planned)
         for line in in_words(findings):
             say(f"lint: {line}")
@@ -125,6 +128,22 @@ class TensorRtFamily(Backend):
                 raise BackendError("The GPU that the engine was built on no longer answers: build again.")
             where = {"device": gpus[0].name, "compute_capabilities": [gpus[0].compute_capability]}
         return {**where, "max_batch": limits.max_batch, "max_seq": limits.max_seq}
+
+
+def _refuse_old_targets(portable: PortableModel, targets: Sequence[str]) -> None:
+    """Refuses FP8 linears for GPUs that have none, before a long build finds out.
+
+    Raises:
+        UsageError: Names the targets.
+    """
+    eighths = [item.linear for item in portable.plan.excluded if item.precision == "fp8"] if portable.plan else []
+    old = [target for target in targets if float(target) < _FIRST_WITH_FP8]
+    if eighths and old:
+        raise UsageError(
+            f"--compute-capability {', '.join(old)} has no FP8, which {eighths[0]}"
+            f"{f' and {len(eighths) - 1} more' if len(eighths) > 1 else ''} is stored in: leave it out, or export with "
+            "another --excluded-precision."
+        )
 
 
 def _build_or_explain(request: BuildRequest, findings: Sequence[Finding]) -> BuildAnswer:

@@ -1,5 +1,6 @@
 """A tiny model, its quantised export, and one with a planted fault."""
 
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -49,13 +50,15 @@ def made_up_folds():
 @pytest.fixture(scope="session")
 def faulty_onnx(exports, tmp_path_factory) -> Path:
     """int8.onnx with one activation scale 40 times too small, so that this input saturates."""
-    import shutil
+    return damaged(exports, tmp_path_factory.mktemp("faulty"), f"{FAULTY}.input_scale", 1 / 40)
 
-    folder = tmp_path_factory.mktemp("faulty")
+
+def damaged(exports: Path, folder: Path, initializer: str, factor: float) -> Path:
+    """Returns a copy of int8.onnx in `folder` with one initializer multiplied."""
     shutil.copytree(exports / "int8.assets", folder / "int8.assets")
     shutil.copy(exports / "int8.onnx.data", folder / "int8.onnx.data")
     model = ir.load(exports / "int8.onnx")
-    scale = model.graph.initializers[f"{FAULTY}.input_scale"]
-    scale.const_value = ir.tensor(scale.const_value.numpy() / 40, name=scale.name)
+    scale = model.graph.initializers[initializer]
+    scale.const_value = ir.tensor(scale.const_value.numpy() * np.float32(factor), name=scale.name)
     ir.save(model, folder / "int8.onnx")
     return folder / "int8.onnx"

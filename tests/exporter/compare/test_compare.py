@@ -25,7 +25,8 @@ def test_a_model_equals_itself(tiny_llama_folder, text):
     assert data["top1_agreement"] == data["top5_agreement"] == data["perplexity"]["ratio"] == 1
     assert data["logits"] == {"cosine": pytest.approx(1, abs=1e-6), "snr_db": 200.0, "max_abs": 0.0}
     assert data["tokens"] == 4 * 48
-    assert (data["layers"], data["behind_prefix"]) == ([], None)
+    assert {layer["snr_db"] for layer in data["layers"]} == {200.0}
+    assert (data["first_bad_layer"], data["behind_prefix"]) == (None, None)
 
 
 def test_perplexities_are_those_of_eval(exports, tiny_llama_folder, text):

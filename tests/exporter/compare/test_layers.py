@@ -3,13 +3,16 @@
 import numpy as np
 import pytest
 from spikeexport.calibration.checkpoint import open_checkpoint
-from spikeexport.compare.hooks import module_outputs
-from spikeexport.compare.layers import compare_layers, first_bad_layer
+from spikeexport.calibration.records.plan import save_plan
+from spikeexport.compare.hooks import module_inputs, module_outputs
+from spikeexport.compare.layers import LayerError, bad_alone, compare_layers, compare_modules, first_bad_layer
 from spikeexport.compare.taps import TapSession, chunk_taps, find_taps
 from spikeexport.graphs.reading import read_portable
+from spikeexport.runners.subject import open_subject
 from spikeexport.runners.torch_runner import TorchRunner
 
-from tests.exporter.compare.conftest import EXCLUDED, FAULTY
+from tests.exporter.compare.conftest import EXCLUDED, FAULTY, damaged
+from tests.naive_plan import naive_plan
 
 
 @pytest.fixture(scope="module")
@@ -55,8 +58,9 @@ def test_both_sides_read_the_same_tensors(exports, runner, windows):
 
 
 def test_folds_are_undone(exports, runner, windows):
-    errors = {layer.name: layer for layer in compare_layers(exports / "folded.onnx", runner, windows)}
-    assert min(layer.snr_db for layer in errors.values()) > 90
+    layers = compare_layers(exports / "folded.onnx", runner, windows).layers
+    assert min(layer.snr_db for layer in layers) > 90
+    assert min(layer.alone_snr_db for layer in layers if layer.kind == "linear") > 90
     plain = TapSession(exports / "plain.onnx", find_taps(*_graph(exports / "plain.onnx"))).run(windows)
     folded = TapSession(exports / "folded.onnx", find_taps(*_graph(exports / "folded.onnx"))).run(windows)
     up = "model.layers.0.mlp.up_proj"
@@ -64,7 +68,7 @@ def test_folds_are_undone(exports, runner, windows):
 
 
 def test_int8_errors_are_small_and_marked(exports, runner, windows):
-    layers = compare_layers(exports / "int8.onnx", runner, windows)
+    layers = compare_layers(exports / "int8.onnx", runner, windows).layers
     by_name = {layer.name: layer for layer in layers}
     assert all(15 < layer.snr_db < 60 for layer in layers)
     assert by_name[EXCLUDED].quantized is False
@@ -74,12 +78,61 @@ def test_int8_errors_are_small_and_marked(exports, runner, windows):
 
 
 def test_behind_a_prefix_both_sides_see_it(exports, runner, windows):
-    layers = compare_layers(exports / "prefixed.onnx", runner, windows)
+    layers = compare_layers(exports / "prefixed.onnx", runner, windows).layers
     assert all(15 < layer.snr_db < 60 for layer in layers)
 
 
 def test_a_planted_fault_is_the_first_bad_layer(faulty_onnx, runner, windows):
-    assert first_bad_layer(compare_layers(faulty_onnx, runner, windows)) == FAULTY
+    assert first_bad_layer(compare_layers(faulty_onnx, runner, windows).layers) == FAULTY
+
+
+@pytest.mark.parametrize(("tensor", "factor"), [("input_scale", 1 / 8), ("weight_scale", 1.5)])
+def test_a_small_fault_is_named_though_nothing_falls_suddenly(exports, runner, windows, tmp_path, tensor, factor):
+    """A scale that is wrong by a small factor in one layer is plain where nothing adds up."""
+    path = damaged(exports, tmp_path, f"{FAULTY}.{tensor}", factor)
+    found = compare_layers(path, runner, windows).layers
+    assert first_bad_layer(found) == FAULTY
+    assert bad_alone(found) == (FAULTY,)
+
+
+def test_without_what_is_alone_a_sudden_fall_is_named():
+    steps = [40.0, 38.0, 36.0, 35.0, 20.0, 19.0]
+    layers = [LayerError(f"model.layers.{index}", "block", snr, 0.99, None) for index, snr in enumerate(steps)]
+    assert first_bad_layer(layers) == "model.layers.4"
+    assert first_bad_layer(layers[:4]) is None
+
+
+def test_alone_nothing_adds_up(exports, runner, windows):
+    found = compare_layers(exports / "int8.onnx", runner, windows)
+    added, alone = zip(
+        *((layer.snr_db, layer.alone_snr_db) for layer in found.layers if layer.kind == "linear"), strict=True
+    )
+    assert min(alone) > min(added)
+    assert alone[-7] > added[-7]
+    assert bad_alone(found.layers) == ()
+
+
+def test_spikes_before_and_after(exports, runner, windows):
+    for name in ("int8.onnx", "prefixed.onnx"):
+        spikes = {site.name: site for site in compare_layers(exports / name, runner, windows).spikes}
+        assert len(spikes) == 3 * 4
+        first = spikes["model.layers.0.self_attn.q_proj"]
+        fed = np.concatenate([[[1]], windows[:1, :-1]], axis=1)
+        absmax = np.abs(module_inputs(runner, ["model.layers.0.self_attn.q_proj"], fed)[first.name]).max(axis=-1)[0]
+        assert first.before == (pytest.approx(absmax.max()), pytest.approx(np.sort(absmax)[11]))
+        # Layer 0 reads the embeddings: what stands in front changes them only where BOS itself was looked at.
+        assert first.after[1] == pytest.approx(first.before[1], rel=0.2)
+
+
+def test_two_pytorch_models_are_compared_inside(tiny_llama_folder, runner, windows, tmp_path):
+    plan = naive_plan(runner.checkpoint, exclude=(EXCLUDED,), prefix=(9, 7, 1))
+    save_plan(plan, {}, tmp_path / "recipe.json")
+    with open_subject(f"{tiny_llama_folder}@{tmp_path / 'recipe.json'}") as fake:
+        layers = {layer.name: layer for layer in compare_modules(fake, runner, windows).layers}
+    assert len(layers) == 3 * 7 + 3
+    assert all(15 < layer.snr_db < 60 for layer in layers.values())
+    assert layers[EXCLUDED].quantized is False
+    assert layers[FAULTY].quantized is True
 
 
 def _graph(path):

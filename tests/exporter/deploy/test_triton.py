@@ -14,6 +14,7 @@ from google.protobuf import text_format
 from spikeexport.backends.manifest import MANIFEST_NAME, EngineManifest, Signature, TensorSpec
 from spikeexport.calibration.foundation.errors import BackendError, UsageError
 from spikeexport.deploy.deploy import deploy
+from spikeexport.deploy.source import open_as_deployed, open_source
 from spikeexport.generate import generate
 
 from tests.exporter.deploy.conftest import PROMPT
@@ -58,7 +59,8 @@ def test_a_client_gets_our_runners_tokens(written, tmp_path, kind):
     subject = written.subject(kind)
     result = deploy(subject, tmp_path / "out", layout="triton")
     repository = next(path for path in result.path.iterdir() if path.is_dir())
-    expected = generate(subject, PROMPT, max_new_tokens=12)
+    with open_as_deployed(open_source(subject)) as runner:
+        expected = generate(runner, PROMPT, max_new_tokens=12)
     assert as_a_client(repository, expected.prompt_tokens, 12) == list(expected.ids)
 
 

@@ -1,6 +1,7 @@
 """Reports hold what was measured, stand alone, and survive odd text."""
 
 import re
+from dataclasses import replace
 from html.parser import HTMLParser
 
 import numpy as np
@@ -8,9 +9,12 @@ import pytest
 from spikeexport.calibration.records.model_id import CalibrationInfo, ModelId
 from spikeexport.calibration.records.profile import LayerActivations, ModuleSpikes, Profile, SpikeToken
 from spikeexport.compare.divergence import WindowDivergence
+from spikeexport.compare.generations import Generation
 from spikeexport.compare.layers import LayerError
-from spikeexport.compare.result import CompareResult, WorstWindow
+from spikeexport.compare.result import CompareResult, NoiseFloor, WorstWindow
 from spikeexport.compare.signal import SignalError
+from spikeexport.compare.site_spikes import SiteSpikes, SpikeText
+from spikeexport.report.compare_markdown import table, write_compare_markdown
 from spikeexport.report.compare_report import Extras, write_compare_report
 from spikeexport.report.plots import Series, series_plot
 from spikeexport.report.profile_report import figure, write_profile_report
@@ -147,6 +151,78 @@ def test_compare_report(comparison, tmp_path):
         assert words in text, words
     assert "/home/someone" not in page
     assert "What the backends really compiled" not in text
+
+
+@pytest.fixture
+def whole(comparison):
+    """The comparison with everything that may be measured."""
+    random = np.random.default_rng(1)
+    moved = tuple(WindowDivergence(*random.random((8, 80))) for _ in range(2))
+    alone = tuple(replace(layer, alone_snr_db=30.0) for layer in comparison.layers if layer.kind == "linear")
+    return replace(
+        comparison,
+        layers=(*alone[:2], replace(alone[2], alone_snr_db=8.0), alone[3], comparison.layers[-1]),
+        noise=NoiseFloor(moved, SignalError(100.0, 1.0, 79.0, 80, 0.5), 1e-6),
+        generations=(
+            Generation("Once upon", " a time", 2, " there", " we | never"),
+            Generation("It was", " late", 64, "", ""),
+        ),
+        spikes=tuple(
+            SiteSpikes(f"model.layers.{i}.mlp.{kind}", (1000.0 + i, 1.0), (9.0, 1.0))
+            for i in range(3)
+            for kind in ("gate_proj", "down_proj")
+        ),
+        spike_text=SpikeText("model.layers.2.mlp.down_proj", ("<s>", ODD, " the"), (1002.0, 1.0, 1.1)),
+        facts={**comparison.facts, "plan_sha256": "ab" * 32, "opset": 23, "nodes": 99, "versions": {"onnx": "1.2"}},
+    )
+
+
+def test_everything_that_was_measured_is_shown(whole, tmp_path):
+    write_compare_report(whole, tmp_path / "c.html")
+    page, text = read_page(tmp_path / "c.html")
+    # Two kinds of input before and after, errors added up and alone, KL by position, what exclusions buy.
+    assert page.count("<svg") == 2 + 2 + 1 + 1
+    for words in (
+        "largest max/median 1002 → 9",
+        "the darkest lies 911 medians high",
+        "The error starts at model.layers.2.mlp.down_proj.",
+        "They part after 2 tokens.",
+        "They do not part within 64 tokens.",
+        "we | never",
+        "Noise floor",
+        "SHA-256 abababababababab…",
+        "opset 23, 99 nodes",
+    ):
+        assert words in text, words
+
+
+def test_markdown_says_the_same(whole, tmp_path):
+    write_compare_markdown(whole, tmp_path / "c.md")
+    text = (tmp_path / "c.md").read_text(encoding="utf-8")
+    for words in (
+        "# x.onnx against tiny",
+        "**Check failed:** kl is 0.5, above 0.1",
+        "5.1 % higher",
+        "of wiki.txt",
+        "The error starts at `model.layers.2.mlp.down_proj`.",
+        "| `model.layers.2.mlp.down_proj` | w8a16 | ratio 2148 >= 20 |",
+        "the candidate: ` we | never`",
+        "Noise floor",
+    ):
+        assert words in text, words
+    assert "/home/someone" not in text
+    rows = [line for line in text.splitlines() if line.startswith("|")]
+    columns = {len(re.findall(r"(?<!\\)\|", row)) for row in rows}
+    assert columns <= {3, 4, 5}
+
+
+def test_markdown_cells_survive_odd_text(comparison, tmp_path):
+    assert table(("a", "b"), [("x|y", "one\ntwo")]).splitlines()[2] == "| x\\|y | one two |"
+    write_compare_markdown(
+        replace(comparison, worst_windows=(WorstWindow(0, 1.0, 2.0, 3.0, ("a`b", "``c"), (1.0, 1.0)),)),
+        tmp_path / "c.md",
+    )
+    assert "``` a`b``c ```" in (tmp_path / "c.md").read_text(encoding="utf-8")
 
 
 @pytest.mark.parametrize("name", ["built.html", "beside.html"])

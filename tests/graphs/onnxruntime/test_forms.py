@@ -99,3 +99,11 @@ def test_a_head_that_cannot_be_cut_says_why(tiny_llama_folder):
     head.metadata_props.pop("spikeexport.module")
     assert split_head(model) == "0 nodes compute lm_head, expected 1"
     assert model.graph.outputs[0].name == "logits"
+
+
+def test_fused_residual_adds_keep_the_numbers(tiny_llama_folder, tmp_path):
+    fused = open_pair(tiny_llama_folder, tmp_path / "fused", without=EXACT)
+    apart = open_pair(tiny_llama_folder, tmp_path / "apart", without=(*EXACT, "skip-norm"))
+    assert {report.name: report.applied for report in fused.reports}["skip-norm"] == 6
+    ids = random_ids(1, 3)
+    np.testing.assert_allclose(fused.lowered.prefill(ids)[0], apart.lowered.prefill(ids)[0], atol=5e-5, rtol=0)

@@ -32,7 +32,7 @@ def test_a_pass_added_to_attention_fusion_keeps_the_numbers(name, tiny_llama_fol
         tiny_llama_folder,
         tmp_path / "more",
         quantised=False,
-        without=without_all_but("group-query-attention", name, "skip-norm" if name == "rms-norm" else name),
+        without=without_all_but("group-query-attention", name),
     )
     assert next(report.applied for report in more.reports if report.name == name) > 0
     ids = random_ids(2, 11)

@@ -8,6 +8,7 @@ import numpy as np
 import onnx_ir as ir
 import pytest
 from spikeexport.backends.base import BuildOptions
+from spikeexport.backends.manifest import MANIFEST_NAME
 from spikeexport.backends.onnxruntime.backend import MODEL_NAME, OnnxRuntimeBackend
 from spikeexport.backends.onnxruntime.truth import node_modules, optimized_graph, read_truth
 from spikeexport.build import build
@@ -48,6 +49,24 @@ def test_every_planned_linear_is_an_integer_product(built):
     )
     assert (truth.attention_fused, truth.attention_layers) == (3, 3)
     assert built.manifest.excluded == EXCLUDED
+
+
+def test_each_phase_says_its_form(built, onnx_file, tmp_path):
+    target, kernels = built.manifest.target, built.manifest.truth.kernels
+    assert target["prefill"] == "20 linears W8A8, 1 linears weight-only (MatMulNBits, 8 bits)"
+    assert target["decode"] == "21 linears weight-only (MatMulNBits, 8 bits)"
+    assert kernels["decode"] < kernels["prefill"]
+    single = build(onnx_file, tmp_path / "single", backend="onnxruntime", without=("weight-only-decode",))
+    assert single.manifest.target["decode"] == "as prefill: switched off"
+    assert not (single.path / "decode.onnx").exists()
+
+
+def test_a_runtime_that_widens_weights_decodes_in_the_prefill_form(onnx_file, tmp_path, monkeypatch):
+    """ONNX Runtime before 1.32 multiplies the dequantised weight: the decode form would be slow and is removed."""
+    monkeypatch.setattr("spikeexport.runners.ort_session._WEIGHT_ONLY", {"session.disable_quant_qdq": "1"})
+    folder = build(onnx_file, tmp_path / "old", backend="onnxruntime")
+    assert "widens the INT8 weight" in folder.manifest.target["decode"]
+    assert not (folder.path / "decode.onnx").exists()
 
 
 def test_the_folder_runs_on_its_own(built, onnx_file, tmp_path):
@@ -125,3 +144,14 @@ def test_a_model_whose_attention_does_not_fit_runs_with_past_and_present(onnx_fi
     last, _ = runner.decode(ids[:, 7:], cache)
     error = np.concatenate([found, last], axis=1) - expected
     assert error.std() < 0.05 * expected.std()
+
+
+def test_another_onnxruntime_than_the_builds_is_said(built, tmp_path, capsys):
+    copy = tmp_path / "copy"
+    shutil.copytree(built.path, copy)
+    manifest = built.manifest.model_copy(update={"versions": {**built.manifest.versions, "onnxruntime": "1.0.0"}})
+    manifest.save(copy / MANIFEST_NAME)
+    with open_subject(copy, threads=1):
+        assert "was built and tried with onnxruntime 1.0.0" in capsys.readouterr().err.replace("\n", " ")
+    with open_subject(built.path, threads=1):
+        assert "built and tried" not in capsys.readouterr().err

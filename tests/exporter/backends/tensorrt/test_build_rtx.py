@@ -3,22 +3,28 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
+from spikeexport.backends.base import BuildOptions
 from spikeexport.backends.manifest import load_manifest
+from spikeexport.backends.registry import open_backend
 from spikeexport.backends.tensorrt.request import BuildRequest
 from spikeexport.backends.tensorrt.subprocess_build import build_in_subprocess
 from spikeexport.build import build
 from spikeexport.calibration.foundation.errors import BackendError, CheckFailed, UsageError
+from spikeexport.calibration.records.plan import Exclusion
 from spikeexport.graphs.passes.quantize_kv_cache import QuantizeKvCache
+from spikeexport.graphs.reading import read_portable
 from spikeexport.graphs.saving import save_model
 from spikeexport.inspect import inspect
 from spikeexport.runners import open_subject
 
 from tests.constant_plan import portable_graph, write_portable
 from tests.graphs.tensorrt import faults
+from tests.tiny_models import tiny_family
 
 DOWN = "model.layers.1.mlp.down_proj"
 RTX = {"backend": "tensorrt-rtx", "max_batch": 2, "max_seq": 64}
@@ -166,6 +172,19 @@ def test_other_types_build_too_and_unfused_attention_is_said(tiny_llama_folder, 
     assert all("in FP32 (export with --dtype" in truth.attention_why[name] for name in truth.attention_unfused)
 
 
+@pytest.mark.parametrize("family", ["qwen3", "phi3", "gemma2", "gemma3_text", "mixtral", "olmo2"])
+def test_every_linear_of_unlike_families_becomes_int8(family, tmp_path):
+    onnx = write_portable(tiny_family(family, tmp_path / family), tmp_path / "m.onnx")
+    truth = build(onnx, **RTX).manifest.truth
+    assert len(truth.planned) >= 18
+    assert truth.int8_coverage == 1.0
+    assert truth.attention_layers == 3
+    assert truth.attention_fused == (0 if family == "gemma2" else 3)
+    assert [why.partition(",")[0] for why in set(truth.attention_why.values())] == (
+        ["its scores are capped at 50"] if family == "gemma2" else []
+    )
+
+
 def test_int8_cache_costs_no_kernel_and_keeps_attention_whole(tiny_llama_folder, tmp_path, built):
     model = portable_graph(tiny_llama_folder)
     QuantizeKvCache({f"kv.{i}.{kind}": np.full((2, 16), 0.02) for i in range(3) for kind in ("key", "value")})(model)
@@ -181,6 +200,29 @@ def test_int8_cache_costs_no_kernel_and_keeps_attention_whole(tiny_llama_folder,
 def test_unknown_target_is_a_usage_error_with_the_choice(onnx, tmp_path):
     with pytest.raises(UsageError, match=r"--compute-capability 9\.0 .*7\.5, 8\.0, 8\.6, 8\.9, 12\.0"):
         build(onnx, tmp_path / "out", compute_capabilities=("9.0",), **RTX)
+
+
+def test_fp8_is_refused_for_gpus_without_it(tiny_llama_folder, tmp_path):
+    portable = read_portable(write_portable(tiny_llama_folder, tmp_path / "m.onnx", excluded=(DOWN,)))
+    fp8 = Exclusion(linear=DOWN, precision="fp8", why="chosen by the test")
+    portable = replace(portable, plan=portable.plan.model_copy(update={"excluded": (fp8,)}))
+    with pytest.raises(UsageError, match=rf"--compute-capability 8\.0 has no FP8, which {DOWN} is stored in"):
+        open_backend("tensorrt-rtx").build(portable, tmp_path, BuildOptions(compute_capabilities=("8.0", "8.9")))
+
+
+def test_several_targets_make_one_engine_that_is_larger_than_each(onnx, tmp_path):
+    sizes = {
+        targets: build(onnx, tmp_path / "-".join(targets), compute_capabilities=targets, **RTX).manifest.files[1]
+        for targets in (("8.0",), ("8.9",), ("8.0", "8.9"))
+    }
+    assert {file.name for file in sizes.values()} == {"model.engine"}
+    assert sizes["8.0", "8.9"].size_bytes > max(sizes["8.0",].size_bytes, sizes["8.9",].size_bytes)
+
+
+@pytest.mark.parametrize("targets", [("89",), ("8.9", "8.9"), ("sm89",)])
+def test_targets_are_versions_and_each_is_named_once(onnx, tmp_path, targets):
+    with pytest.raises(UsageError, match="--compute-capability"):
+        build(onnx, tmp_path / "out", compute_capabilities=targets, **RTX)
 
 
 def test_max_seq_above_the_model_is_a_usage_error(onnx, tmp_path):
