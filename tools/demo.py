@@ -87,7 +87,7 @@ def _demo(out: Path, text: Path | None) -> None:
     _stage(
         "3/7 Export plain static W8A8 and FP32, to compare with",
         lambda: (
-            spikeexport.export(model, plain, qfem="off", qfep="off", smooth="off"),
+            spikeexport.export(model, plain, qfem="off", qfep="off", smooth="off", scales="absmax", rounding="nearest"),
             spikeexport.export(model, fp32, weights="fp", dtype="fp32"),
         ),
     )

@@ -15,7 +15,7 @@ from spikeexport.calibration.rounding.moments import site_moments
 from spikeexport.calibration.structure.sites import DecoderStructure
 from torch import nn
 
-WINDOWS = 16
+WINDOWS = 12
 """Calibration windows that moments are taken on."""
 
 
@@ -34,7 +34,7 @@ def round_with_compensation(
     Args:
         model: Floating point, folds applied; not changed.
         structure: Its sites.
-        windows: int64 [n, L]; the first `WINDOWS` are used.
+        windows: int64 [n, L]; `WINDOWS` of them are used, evenly spaced: every kind of text has its part.
         lead: What stands before each window.
         shifts: Site name -> what is taken off an input before it is quantised.
         key_values: The prefix's cache when already known.
@@ -47,7 +47,8 @@ def round_with_compensation(
         CalibrationError: The moments of an input cannot be inverted; the message names it.
     """
     tensors: PlanTensors = {}
-    gathered = site_moments(model, structure, windows[:WINDOWS], lead, shifts=shifts, key_values=key_values)
+    chosen = np.linspace(0, len(windows) - 1, min(WINDOWS, len(windows))).round().astype(int)
+    gathered = site_moments(model, structure, windows[chosen], lead, shifts=shifts, key_values=key_values)
     for site, moments in gathered:
         for linear in (name for name in site.linears if name not in leave):
             weight = model.get_submodule(linear).weight.detach().float()  # type: ignore[operator, union-attr]

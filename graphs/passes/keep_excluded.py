@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 import onnx_ir as ir
 from spikeexport.calibration.foundation.errors import GraphError
+from spikeexport.calibration.foundation.progress import say
 from spikeexport.calibration.records.plan import Exclusion
 from spikeexport.graphs.insertion import NodeInserter
 from spikeexport.graphs.passes.float8_linear import set_float8
@@ -46,6 +47,11 @@ class KeepExcluded(ir.passes.InPlacePass):
                 modified |= set_float8(model.graph, node, exclusion)
                 continue
             modified |= _set_precision(model.graph, node, exclusion.linear, _DTYPES[exclusion.precision])
+        if any(exclusion.precision == "fp8" for exclusion in self._excluded):
+            say(
+                "FP8 linears need a GPU of compute capability 8.9 or later in TensorRT; ONNX Runtime computes their "
+                "rounded values in floating point."
+            )
         return ir.passes.PassResult(model, modified=modified)
 
 

@@ -2,10 +2,15 @@ import json
 
 import numpy as np
 import pytest
+from spikeexport.calibration.fakequant import Bits
+from spikeexport.calibration.forward import Lead
 from spikeexport.calibration.foundation.errors import PlanError, UsageError
 from spikeexport.calibration.options import PlanOptions
+from spikeexport.calibration.planned import planned
 from spikeexport.calibration.planner import make_plan
 from spikeexport.calibration.profiler import profile_model
+from spikeexport.calibration.qfem import weight_shares
+from spikeexport.calibration.quality import Reference, evaluate
 from spikeexport.calibration.records.model_id import CalibrationInfo
 from spikeexport.calibration.records.plan import load_plan, save_plan
 from spikeexport.calibration.structure.sites import discover
@@ -105,3 +110,28 @@ def test_a_saved_plan_comes_back_to_the_bit(spiky_folder, sample_text_file, tmp_
     path.write_text(json.dumps(data))
     with pytest.raises(PlanError, match=r"sites\.0\.colour"):
         load_plan(path)
+
+
+@pytest.mark.parametrize("budget", [0.0, 0.2])
+def test_exclusions_keep_to_their_budget(spiky_folder, sample_text_file, budget):
+    wishes = {"smooth": "off", "scales": "absmax", "qfep": "off", "rounding": "nearest"}
+    (plan, _), structure = plan_of(spiky_folder, sample_text_file, max_excluded=budget, **wishes)
+    shares = weight_shares(structure, load(spiky_folder)[1])
+    out = [site.name for site in structure.sites if set(site.linears) & set(plan.excluded_linears)]
+    assert sum(shares[site] for site in out) <= budget + 1e-9
+    assert ("model.layers.1.mlp.down_proj" in plan.excluded_linears) == (budget > 0)
+    assert all(exclusion.ratio is not None for exclusion in plan.excluded)
+
+
+def test_fewer_activation_bits_cost_more(spiky_folder, sample_text_file, sample_text):
+    (plan, tensors), structure = plan_of(spiky_folder, sample_text_file, qfep="off", qfem="off")
+    checkpoint, model = load(spiky_folder)
+    windows, lead, kept = text_windows(checkpoint, sample_text, 2, 32), Lead(bos=1), []
+    before = evaluate(model, windows, lead, keep=kept)
+    divergence = []
+    for bits in (Bits(8, 8), Bits(8, 6), Bits(6, 6), Bits(6, 4)):
+        with planned(model, structure, plan, tensors, bits=bits):
+            divergence.append(evaluate(model, windows, lead, reference=Reference(kept)).kl)
+    assert divergence == sorted(divergence)
+    assert divergence[-1] > 3 * divergence[0]
+    assert evaluate(model, windows, lead).loss == before.loss
