@@ -67,8 +67,8 @@ def run_tasks(runner: CausalRunner, request: TaskRequest) -> TaskScores:
     """
     import_lm_eval()
     started = time.monotonic()
-    with _tasks(request) as tasks:
-        found = _evaluate(runner, tasks, request)
+    with _tasks(request) as (tasks, manager):
+        found = _evaluate(runner, tasks, manager, request)
     return TaskScores(
         scores={name: _metrics(values) for name, values in {**found.get("groups", {}), **found["results"]}.items()},
         samples={name: int(count["effective"]) for name, count in found["n-samples"].items()},
@@ -102,7 +102,7 @@ def _version() -> str:
     return version("lm-eval")
 
 
-def _evaluate(runner: CausalRunner, tasks: list[Any], request: TaskRequest) -> dict[str, Any]:
+def _evaluate(runner: CausalRunner, tasks: list[Any], manager: Any, request: TaskRequest) -> dict[str, Any]:
     from lm_eval import simple_evaluate
     from spikeexport.tasks.model import SpikeExportLM
 
@@ -110,6 +110,7 @@ def _evaluate(runner: CausalRunner, tasks: list[Any], request: TaskRequest) -> d
         found = simple_evaluate(
             SpikeExportLM(runner),
             tasks=tasks,
+            task_manager=manager,
             limit=request.limit,
             num_fewshot=request.num_fewshot,
             bootstrap_iters=_RESAMPLES,
@@ -120,8 +121,8 @@ def _evaluate(runner: CausalRunner, tasks: list[Any], request: TaskRequest) -> d
 
 
 @contextlib.contextmanager
-def _tasks(request: TaskRequest) -> Iterator[list[Any]]:
-    """Yields lm-eval's task objects, their data loaded."""
+def _tasks(request: TaskRequest) -> Iterator[tuple[list[Any], Any]]:
+    """Yields lm-eval's task objects, their data loaded, and the index that they were found in."""
     from lm_eval.tasks import TaskManager
     from spikeexport.tasks.local_files import write_overrides
 
@@ -132,7 +133,7 @@ def _tasks(request: TaskRequest) -> Iterator[list[Any]]:
             write_overrides(request.folder, manager.task_index, Path(overrides))
             changed = TaskManager(include_path=overrides, include_defaults=False)
             manager.task_index.update(changed.task_index)
-        yield [_load(manager, name) for name in request.names]
+        yield [_load(manager, name) for name in request.names], manager
 
 
 def _manager(request: TaskRequest) -> Any:
