@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+from spikeexport.calibration.cache_argument import with_cache
 from spikeexport.calibration.forward import KeyValues, Lead, prefix_key_values, windows_with_lead
 from spikeexport.calibration.foundation.errors import CalibrationError
 from spikeexport.calibration.foundation.progress import progress_bar
@@ -88,7 +89,7 @@ def _fill_cache(model: nn.Module, rows: np.ndarray, prefix: KeyValues) -> list[t
     with torch.inference_mode():
         inputs = torch.as_tensor(rows, device=device)
         body: Any = model.base_model
-        body(input_ids=inputs, past_key_values=cache, use_cache=True, position_ids=positions)
+        body(input_ids=inputs, **with_cache(body, cache), use_cache=True, position_ids=positions)
     return [(_absmax(layer.keys[:, :, depth:]), _absmax(layer.values[:, :, depth:])) for layer in cache.layers]
 
 

@@ -55,6 +55,7 @@ def exclusions(
             precision=precision,
             why=why.get(name, "excluded by hand"),
             scale=float8_scale(name),
+            ratio=spike_ratio(statistics[name].token_absmax),
         )
         for name in sites
         for linear in by_name[name].linears

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -9,6 +10,7 @@ import numpy as np
 from spikeexport.calibration.options import HELD_OUT, HELD_OUT_TOKENS, SAMPLES, SEQLEN, PlanOptions
 from spikeexport.calibration.qfep.choose import SEARCH_TOKENS, SEARCH_WINDOWS
 from spikeexport.calibration.records.model_id import CalibrationInfo
+from spikeexport.calibration.text.unseen import UNSEEN, unseen_windows
 
 if TYPE_CHECKING:
     from spikeexport.calibration.checkpoint import Checkpoint
@@ -34,26 +36,35 @@ class PlanWindows:
 def plan_windows(checkpoint: Checkpoint, model, options: PlanOptions) -> PlanWindows:
     """Reads or samples the calibration text and sets windows aside.
 
-    With nothing but `self` named, choices are checked on prose that the model did not sample (`unseen_windows`).
+    With nothing but `self` named, prose that the model did not sample (`unseen_windows`) joins it: scales need the
+    maximum over more than one kind of text, and sampled text cannot judge a prefix.
 
     Raises:
         CalibrationError: The text cannot be used.
     """
     from spikeexport.calibration.text import calibration_windows
     from spikeexport.calibration.text.calibration import SELF
-    from spikeexport.calibration.text.unseen import unseen_windows
 
     samples, seqlen = options.samples or SAMPLES, options.seqlen or SEQLEN
     aside = max(1, min(HELD_OUT, samples // 4))
     unseen = None
     if set(options.calibration) == {SELF}:
-        unseen = unseen_windows(checkpoint, aside + SEARCH_WINDOWS, min(seqlen, HELD_OUT_TOKENS))
+        unseen = unseen_windows(checkpoint, 2 * aside + SEARCH_WINDOWS, seqlen)
     wanted = samples + (aside if unseen is None else 0)
     ids, info = calibration_windows(checkpoint, model, options.calibration, wanted, seqlen, options.seed)
-    info = info.model_copy(update={"samples": samples})
     if unseen is not None:
-        apart = np.linspace(0, len(unseen) - 1, aside).round().astype(int)
-        return PlanWindows(ids, np.delete(unseen, apart, axis=0), unseen[apart], info)
+        return _beside_unseen(ids, unseen, aside, info)
     apart = np.linspace(0, len(ids) - 1, aside).round().astype(int)
     fit = np.delete(ids, apart, axis=0)
+    info = info.model_copy(update={"samples": samples})
     return PlanWindows(fit, fit[:SEARCH_WINDOWS, :SEARCH_TOKENS], ids[apart, :HELD_OUT_TOKENS], info)
+
+
+def _beside_unseen(ids: np.ndarray, unseen: np.ndarray, aside: int, info: CalibrationInfo) -> PlanWindows:
+    """Deals the prose out: every set gets windows from all over it, `fit` as many as are held out."""
+    order = np.random.default_rng(0).permutation(len(unseen))
+    held_out, extra, search = unseen[order[:aside]], unseen[order[aside : 2 * aside]], unseen[order[2 * aside :]]
+    fit = np.concatenate([ids, extra])
+    digest = hashlib.sha256(np.ascontiguousarray(fit, dtype="<i8").tobytes()).hexdigest()
+    info = info.model_copy(update={"sources": (*info.sources, UNSEEN), "samples": len(fit), "sha256": digest})
+    return PlanWindows(fit, search[:, :SEARCH_TOKENS], held_out[:, :HELD_OUT_TOKENS], info)

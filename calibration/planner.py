@@ -102,8 +102,8 @@ class _Planner:
             weights="int8",
             decisions=self._decisions,
             trade_off=trade_off,
-            largest_activation=behind.largest,
             rounding="gptq" if codes else "nearest",
+            largest_activation=behind.largest,
         )
         shifts = {site.shift: trial.shifts[site.name].numpy() for site in plan.sites if site.shift is not None}
         return plan, {**trial.solved.tensors, **shifts, **codes}

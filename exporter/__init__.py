@@ -1,7 +1,8 @@
 """From a GLU-based language model on Hugging Face to an INT8 engine that is fast and still right.
 
 `profile`, `export`, `build`, `inspect`, `compare`, `evaluate`, `generate` and `deploy` do what the commands
-of the same names do; they are imported when they are first used, so that `import spikeexport` stays light.
+of the same names do, `generate_batch` takes several prompts at once; they are imported when they are first used, so
+that `import spikeexport` stays light.
 """
 
 from __future__ import annotations
@@ -18,10 +19,11 @@ if TYPE_CHECKING:
     from spikeexport.evaluate import evaluate
     from spikeexport.export import export
     from spikeexport.generate import generate
+    from spikeexport.generate_batch import generate_batch
     from spikeexport.inspect import inspect
     from spikeexport.profile import profile
 
-__all__ = ["build", "compare", "deploy", "evaluate", "export", "generate", "inspect", "profile"]
+__all__ = ["build", "compare", "deploy", "evaluate", "export", "generate", "generate_batch", "inspect", "profile"]
 
 _HOMES = {
     "build": "spikeexport.build",
@@ -30,6 +32,7 @@ _HOMES = {
     "evaluate": "spikeexport.evaluate",
     "export": "spikeexport.export",
     "generate": "spikeexport.generate",
+    "generate_batch": "spikeexport.generate_batch",
     "inspect": "spikeexport.inspect",
     "profile": "spikeexport.profile",
 }

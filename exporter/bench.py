@@ -169,7 +169,8 @@ def bench(
         turns = [_open(name, stack, options) for name in names]
         _require_room([turn.runner for turn in turns], prefill + decode, batch)
         ids = random_ids(min(turn.runner.vocab_size for turn in turns), batch, prefill)
-        repeated = _measure(turns, ids, decode, rounds)
+        spare = 0 if options.threads == 1 else (_MOST_TRIES - 1) * rounds
+        repeated = _measure(turns, ids, decode, rounds, spare)
     peaks = [_peak(name, prefill, decode, batch) if memory else None for name in names]
     subjects = tuple(_speed(turn, prefill, batch, peak) for turn, peak in zip(turns, peaks, strict=True))
     ratios = {turn.name: _ratio(turns[0], turn) for turn in turns[1:]}
@@ -178,22 +179,22 @@ def bench(
     return BenchResult(subjects, ratios, machine, prefill, decode, batch, rounds, repeated, others)
 
 
-def _measure(turns: list[_Turns], ids: np.ndarray, steps: int, rounds: int) -> int:
-    """Runs the rounds and one more before them to warm up; returns how many were measured again."""
-    spare = (_MOST_TRIES - 1) * rounds
+def _measure(turns: list[_Turns], ids: np.ndarray, steps: int, rounds: int, spare: int) -> int:
+    """Runs the rounds and one more before them to warm up; returns how many, at most `spare`, were measured again."""
+    repeated = 0
     with progress_bar("Measuring", rounds + 1) as advance:
         number = 0
         while number <= rounds:
             for turn in turns if number % 2 else reversed(turns):
                 turn.run(ids, steps)
-            if number and spare and max(turn.others[-1] for turn in turns) > DISTURBED:
-                spare -= 1
+            if number and repeated < spare and max(turn.others[-1] for turn in turns) > DISTURBED:
+                repeated += 1
                 for turn in turns:
                     turn.forget_last()
                 continue
             number += 1
             advance()
-    return (_MOST_TRIES - 1) * rounds - spare
+    return repeated
 
 
 def random_ids(vocab_size: int, batch: int, width: int) -> np.ndarray:

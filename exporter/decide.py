@@ -6,10 +6,11 @@ from dataclasses import fields
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from spikeexport.calibration.foundation.errors import UsageError
+from spikeexport.calibration.foundation.errors import PlanError, UsageError
 from spikeexport.calibration.options import PlanOptions
 from spikeexport.calibration.qfep.given import given_prefix
 from spikeexport.calibration.records.plan import Plan, PlanTensors, load_plan
+from spikeexport.graphs.quantize import check_activation_scale
 
 if TYPE_CHECKING:
     from spikeexport.calibration.checkpoint import Checkpoint
@@ -33,11 +34,25 @@ def read_recipe(checkpoint: Checkpoint, path: Path) -> tuple[Plan, PlanTensors]:
     """Reads a saved plan and checks that it was made for this checkpoint.
 
     Raises:
-        PlanError: It cannot be read or belongs to another model.
+        PlanError: It cannot be read, belongs to another model, names a token that the vocabulary lacks, or holds an
+            input scale that is not finite and > 0.
     """
     plan, tensors = load_plan(path)
     plan.model.require_same(checkpoint.model_id, f"The recipe {path}")
+    _require_tokens(checkpoint, plan, path)
+    for site in plan.sites:
+        check_activation_scale(site.scale, f"{path}: {site.name}")
     return plan, tensors
+
+
+def _require_tokens(checkpoint: Checkpoint, plan: Plan, path: Path) -> None:
+    vocabulary = checkpoint.config.get_text_config().vocab_size
+    for token in plan.prefix.ids if plan.prefix else ():
+        if not 0 <= token < vocabulary:
+            raise PlanError(
+                f"{path}: the prefix holds token id {token}, the vocabulary ids 0 to {vocabulary - 1}: save the recipe "
+                "again."
+            )
 
 
 def decide(checkpoint: Checkpoint, options: PlanOptions) -> tuple[Plan, PlanTensors]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -53,6 +53,9 @@ def generate(
     *,
     max_new_tokens: int = MAX_NEW_TOKENS,
     temperature: float = 0.0,
+    top_k: int | None = None,
+    top_p: float = 1.0,
+    stop: Sequence[str] = (),
     seed: int = 0,
     chat: bool = False,
     provider: str = "cpu",
@@ -65,6 +68,9 @@ def generate(
         prompt: Text; the tokenizer adds its special tokens by itself.
         max_new_tokens: Most tokens to generate.
         temperature: 0 takes the best token, more samples.
+        top_k: Sample among the so many likeliest tokens only.
+        top_p: Sample among the likeliest tokens that together have this probability only.
+        stop: Texts that end the generation and are left out of it.
         seed: Seed of the sampling.
         chat: Whether `prompt` is a user's message for the tokenizer's chat template.
         provider: Where ONNX Runtime runs an .onnx.
@@ -75,11 +81,11 @@ def generate(
     """
     if max_new_tokens < 1:
         raise UsageError(f"--max-new-tokens {max_new_tokens}: give 1 or more.")
-    sampler = Sampler(temperature, seed)
+    sampler = Sampler(temperature, seed, top_k=top_k, top_p=top_p)
     if isinstance(subject, CausalRunner):
-        return _generate(subject, prompt, max_new_tokens, sampler, chat, on_text)
+        return _generate(subject, prompt, max_new_tokens, sampler, chat, tuple(stop), on_text)
     with open_subject(subject, provider=provider) as runner:
-        return _generate(runner, prompt, max_new_tokens, sampler, chat, on_text)
+        return _generate(runner, prompt, max_new_tokens, sampler, chat, tuple(stop), on_text)
 
 
 def _generate(
@@ -88,12 +94,13 @@ def _generate(
     max_new_tokens: int,
     sampler: Sampler,
     chat: bool,
+    stop: tuple[str, ...],
     on_text: Callable[[str], None] | None,
 ) -> GenerateResult:
     started = time.monotonic()
     prompt_ids = prompt_tokens(runner, prompt, chat=chat)
     require_room(runner, len(prompt_ids) + max_new_tokens)
-    stream = TextStream(runner.tokenizer, on_text)
+    stream = TextStream(runner.tokenizer, on_text, stop)
     ids: list[int] = []
     finished = False
     for token in _tokens(runner, prompt_ids, sampler, max_new_tokens):
@@ -101,7 +108,9 @@ def _generate(
         finished = token in runner.eos_ids
         if finished:
             break
-        stream.add(token)
+        finished = stream.add(token)
+        if finished:
+            break
     stream.end()
     return GenerateResult(stream.text, tuple(ids), len(prompt_ids), finished, time.monotonic() - started)
 
@@ -149,25 +158,42 @@ class TextStream:
     """Turns tokens into text as they come, holding back pieces that are not whole characters yet.
 
     Attributes:
-        text: All text so far.
+        text: All text so far, up to the first stop text.
     """
 
-    def __init__(self, tokenizer: Any, on_text: Callable[[str], None] | None) -> None:
+    def __init__(
+        self, tokenizer: Any, on_text: Callable[[str], None] | None = None, stop: tuple[str, ...] = ()
+    ) -> None:
         self.text = ""
+        self._stop = tuple(text for text in stop if text)
         self._tokenizer = tokenizer
         self._on_text = on_text
         self._ids: list[int] = []
 
-    def add(self, token: int) -> None:
-        """Takes the next token; the text grows by what is certain now."""
+    def add(self, token: int) -> bool:
+        """Takes the next token; the text grows by what is certain now. Returns whether a stop text is reached."""
         self._ids.append(token)
         whole = self._decode()
+        if self._cut(whole) < len(whole):
+            return True
         if not whole.endswith("\ufffd"):
-            self._show(whole)
+            self._show(whole[: len(whole) - self._maybe_stopping(whole)])
+        return False
 
     def end(self) -> None:
-        """Shows what was held back."""
-        self._show(self._decode())
+        """Shows what was held back, up to a stop text."""
+        whole = self._decode()
+        self._show(whole[: self._cut(whole)])
+
+    def _cut(self, whole: str) -> int:
+        """Returns where the first stop text begins, or the length without one."""
+        return min((place for place in map(whole.find, self._stop) if place >= 0), default=len(whole))
+
+    def _maybe_stopping(self, whole: str) -> int:
+        """Returns the number of last characters that may be the beginning of a stop text."""
+        return max(
+            (size for text in self._stop for size in range(1, len(text)) if whole.endswith(text[:size])), default=0
+        )
 
     def _decode(self) -> str:
         return self._tokenizer.decode(self._ids, skip_special_tokens=True, clean_up_tokenization_spaces=False)

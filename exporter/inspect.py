@@ -16,6 +16,7 @@ from spikeexport.deploy.deploy import RECORD_NAME, Deployment, describe_deployme
 from spikeexport.kv_decision import storage_of
 
 if TYPE_CHECKING:
+    import onnx_ir as ir
     from spikeexport.graphs.reading import PortableModel
 
 
@@ -23,7 +24,7 @@ def inspect(file: str | Path) -> dict[str, Any]:
     """Describes a file as plain values; `kind` says what it is.
 
     Args:
-        file: A profile.json, a recipe, an .onnx from `export`, a built or deployed folder, or its record.
+        file: A profile.json, a recipe, an .onnx, a built or deployed folder, or its record.
 
     Raises:
         SpikeExportError: The file is missing, damaged or none of these.
@@ -41,9 +42,11 @@ def inspect(file: str | Path) -> dict[str, Any]:
             )
         return {**describe_engine(load_manifest(folder)), "path": str(folder)}
     if path.suffix == ".onnx":
-        from spikeexport.graphs.reading import read_portable
+        from spikeexport.graphs.passes.stamp_metadata import PLAN_KEY
+        from spikeexport.graphs.reading import read_model, read_portable
 
-        return describe_onnx(read_portable(path))
+        model = read_model(path)
+        return describe_onnx(read_portable(path)) if PLAN_KEY in model.metadata_props else describe_foreign(model, path)
     return _describe_json(path)
 
 
@@ -100,7 +103,7 @@ def describe_onnx(portable: PortableModel) -> dict[str, Any]:
         "kv": storage_of(plan) if plan else None,
         "opset": model.opset_imports.get(""),
         "nodes": len(model.graph),
-        "size_bytes": _onnx_bytes(portable),
+        "size_bytes": _onnx_bytes(model, portable.path),
         "decisions": dict(plan.decisions) if plan else {},
         "trade_off": [row.model_dump(mode="json") for row in plan.trade_off] if plan else [],
         "plan_sha256": plan.digest() if plan else None,
@@ -109,12 +112,40 @@ def describe_onnx(portable: PortableModel) -> dict[str, Any]:
     }
 
 
-def _onnx_bytes(portable: PortableModel) -> int:
+def describe_foreign(model: ir.Model, path: Path) -> dict[str, Any]:
+    """Returns what can be said about an .onnx of another exporter: its linears by node and the lint's findings.
+
+    Raises:
+        GraphError: Its external data is missing or cut.
+    """
+    from spikeexport.graphs.reading import check_external_data
+    from spikeexport.graphs.tensorrt.foreign import name_linears_by_node
+    from spikeexport.graphs.tensorrt.lint import lint
+    from spikeexport.graphs.tensorrt.roles import quantized_linears
+
+    check_external_data(model, path)
+    linears = name_linears_by_node(model)
+    found = lint(model)
+    return {
+        "kind": "onnx",
+        "path": str(path),
+        "model": None,
+        "written_by": f"{model.producer_name or 'unknown'} {model.producer_version or ''}".strip(),
+        "linears": len(linears),
+        "quantized": len(quantized_linears(model)),
+        "opset": model.opset_imports.get(""),
+        "nodes": len(model.graph),
+        "size_bytes": _onnx_bytes(model, path),
+        "findings": [{**asdict(finding), "modules": list(finding.modules)} for finding in found],
+    }
+
+
+def _onnx_bytes(model: ir.Model, path: Path) -> int:
     import onnx_ir as ir
 
-    tensors = (value.const_value for value in portable.model.graph.initializers.values())
+    tensors = (value.const_value for value in model.graph.initializers.values())
     beside = {str(tensor.location) for tensor in tensors if isinstance(tensor, ir.ExternalTensor)}
-    files = [portable.path, *(portable.path.parent / name for name in beside)]
+    files = [path, *(path.parent / name for name in beside)]
     return sum(file.stat().st_size for file in files)
 
 

@@ -41,7 +41,7 @@ def read_portable(path: str | Path) -> PortableModel:
         PlanError: The plan in its metadata is malformed.
     """
     path = Path(path)
-    model = _load(path)
+    model = read_model(path)
     text = model.metadata_props.get(PLAN_KEY)
     if text is None or LINEARS_KEY not in model.metadata_props:
         raise GraphError(
@@ -88,7 +88,12 @@ def _check_data_file(path: Path, data: Path, end: int, name: str) -> None:
         )
 
 
-def _load(path: Path) -> ir.Model:
+def read_model(path: Path) -> ir.Model:
+    """Reads any .onnx file; weights are not loaded.
+
+    Raises:
+        GraphError: The file is missing or is no ONNX file.
+    """
     from google.protobuf.message import DecodeError
 
     if not path.is_file():

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from spikeexport.calibration.cache_argument import with_cache
 from spikeexport.calibration.checkpoint import Checkpoint, load_model, open_checkpoint
 from spikeexport.calibration.prefix_cache import prefix_arrays
 from spikeexport.graphs.portable import build_unquantised
@@ -62,7 +63,7 @@ def _beyond_the_trained_length(checkpoint: Checkpoint, model: torch.nn.Module, f
     cache = expected.past_key_values
     for position in range(rest.shape[1]):
         token = rest[:, position : position + 1]
-        expected = model(torch.from_numpy(token), past_key_values=cache, use_cache=True)
+        expected = model(torch.from_numpy(token), **with_cache(model, cache), use_cache=True)
         logits, past = call(session, token, past=past)
         found["long decode"] = max(found["long decode"], float(np.abs(logits - expected.logits.numpy()).max()))
     return found

@@ -69,11 +69,11 @@ class Weights:
 
 def count_weights(folder: Path) -> Weights | None:
     """Counts the weights that a token is multiplied with; None for anything but a built folder."""
-    model = folder / "model.onnx"
-    if not model.is_file():
+    graphs = [folder / name for name in ("model.onnx", "head.onnx") if (folder / name).is_file()]
+    if not graphs:
         return None
     sizes = {True: 0, False: 0}
-    for node in ir.load(model).graph:
+    for node in (node for path in graphs for node in ir.load(path).graph):
         weight = node.inputs[1] if node.op_type in ("MatMulIntegerToFloat", "MatMulNBits") else None
         if weight is not None and weight.const_value is not None:
             sizes[node.metadata_props.get("spikeexport.module") == "lm_head"] += weight.const_value.size
@@ -104,7 +104,11 @@ def markdown(results: list[BenchResult], limits: CpuLimits | None, weights: Weig
         lines += ["", _shares(results[0].subjects[0], limits, weights)]
     machine = ", ".join(f"{name} {value}" for name, value in results[0].machine.items())
     others = max(result.others_share for result in results)
-    lines += ["", f"Other processes took up to {others:.0%} of the CPUs in a round; rounds with more were repeated."]
+    if results[0].machine["threads"] == 1:
+        lines += ["", "Times are the CPU time of one thread, which other processes do not lengthen much."]
+    else:
+        repeated = sum(result.repeated for result in results)
+        lines += ["", f"Other processes took up to {others:.0%} of the CPUs; {repeated} rounds were measured again."]
     return "\n".join([*lines, "", f"Machine: {machine}"])
 
 

@@ -54,12 +54,14 @@ class Exclusion(Record):
         precision: How its weight is stored and computed: "w8a16" is INT8 per-channel weights, dequantised.
         why: One phrase for the reports, such as "ratio 2148 >= 20".
         scale: Of the input in FP8 E4M3, absmax / 448 ("fp8" only).
+        ratio: The paper's spike ratio of its input behind the prefix, where it was measured.
     """
 
     linear: str
     precision: ExcludedPrecision
     why: str
     scale: float | None = None
+    ratio: float | None = None
 
 
 class Fold(Record):
@@ -127,8 +129,8 @@ class Plan(Artifact):
         weights: "int8" (per output channel, symmetric) or "fp" (nothing is quantised).
         trade_off: Excluded share against quality, as far as it was measured.
         kv_cache: How the KV cache is stored; None = in the graph's floating-point type.
-        largest_activation: Largest |x| of hidden states and linears' inputs in calibration; None: not measured.
         rounding: "nearest" (codes follow from the weights) or "gptq" (codes and scales lie in the plan's tensors).
+        largest_activation: Largest |x| of hidden states and linears' inputs in calibration; None: not measured.
         decisions: Method and figures of each choice, for reports: plain words, never read by code.
     """
 

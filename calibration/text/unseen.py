@@ -11,6 +11,9 @@ from spikeexport.calibration.text.tokens import tokenize
 if TYPE_CHECKING:
     from spikeexport.calibration.checkpoint import Checkpoint
 
+UNSEEN = "python-reference"
+"""What records call this text."""
+
 
 def unseen_windows(checkpoint: Checkpoint, count: int, seqlen: int) -> np.ndarray | None:
     """Cuts `count` windows, evenly spaced, out of the language reference that comes with Python.

@@ -28,6 +28,15 @@ def run(
     temperature: Annotated[
         float, typer.Option("--temperature", metavar="T", min=0.0, help="0 takes the best token, more samples.")
     ] = 0.0,
+    top_k: Annotated[
+        int | None, typer.Option("--top-k", metavar="K", min=1, help="Sample among the K likeliest tokens only.")
+    ] = None,
+    top_p: Annotated[
+        float, typer.Option("--top-p", metavar="P", help="Sample among the likeliest tokens of this probability only.")
+    ] = 1.0,
+    stop: Annotated[
+        list[str] | None, typer.Option("--stop", metavar="TEXT", help="End where this text comes. Repeatable.")
+    ] = None,
     seed: Annotated[int, typer.Option("--seed", metavar="S", help="Seed of the sampling.")] = 0,
     provider: Provider = ProviderName.cpu,
     threads: Threads = None,
@@ -48,6 +57,9 @@ def run(
             prompt,
             max_new_tokens=max_new_tokens,
             temperature=temperature,
+            top_k=top_k,
+            top_p=top_p,
+            stop=tuple(stop or ()),
             seed=seed,
             chat=chat,
             on_text=stdout.write,

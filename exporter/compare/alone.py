@@ -38,20 +38,34 @@ def linears_alone(
         GraphError: ONNX Runtime refuses the cut graph.
     """
     linears = [tap for tap in taps if tap.kind == "linear"]
-    errors = {tap.module: SignalError() for tap in linears}
+    errors: dict[str, SignalError] = {}
     chunks = list(_chunks(linears, windows.shape[1]))
-    with progress_bar("Error of each linear alone", len(chunks) * len(windows)) as advance:
+    with progress_bar("Error of each linear alone", len(chunks)) as advance:
         for chunk in chunks:
-            session = _LinearSession(portable.path, chunk)
-            modules = [tap.module for tap in chunk]
-            for window in windows:
-                expected = module_tensors(runner, modules, window[None])
-                inputs = {m: x / scales.inputs.get(m, np.float32(1)) for m, (x, _) in expected.items()}
-                for module, output in session.run(inputs).items():
-                    found = output.astype(np.float32) * scales.outputs.get(module, np.float32(1))
-                    errors[module].add(expected[module][1], found)
-                advance()
-    return {module: error for module, error in errors.items() if error.rows}
+            errors.update(_chunk_alone(portable.path, runner, chunk, windows, scales))
+            advance()
+    return errors
+
+
+def _chunk_alone(
+    path: Path, runner: TorchRunner, chunk: Sequence[Tap], windows: np.ndarray, scales: Scales
+) -> dict[str, SignalError]:
+    errors: dict[str, SignalError] = {}
+    session: _LinearSession | None = None
+    for window in windows:
+        seen = module_tensors(runner, [tap.module for tap in chunk], window[None])
+        # An expert reads only the tokens routed to it: it cannot be fed like the others.
+        expected = {module: pair for module, pair in seen.items() if pair[0].ndim == 3}
+        if session is None:
+            fed = [tap for tap in chunk if tap.module in expected]
+            if not fed:
+                return {}
+            session, errors = _LinearSession(path, fed), {tap.module: SignalError() for tap in fed}
+        inputs = {module: expected[module][0] / scales.inputs.get(module, np.float32(1)) for module in errors}
+        for module, output in session.run(inputs).items():
+            found = output.astype(np.float32) * scales.outputs.get(module, np.float32(1))
+            errors[module].add(expected[module][1], found)
+    return errors
 
 
 def _chunks(linears: Sequence[Tap], tokens: int) -> Iterator[list[Tap]]:

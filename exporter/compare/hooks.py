@@ -37,6 +37,9 @@ def module_tensors(
 
 def _array(tensor: Any, ids: np.ndarray) -> np.ndarray:
     tensor = tensor[0] if isinstance(tensor, tuple) else tensor
+    if tensor.dim() != 3:
+        # An expert that sees only the tokens routed to it: nothing tells which those are.
+        return tensor.float().cpu().numpy()
     # A prefix that is fed as tokens comes first; one that is a cache is not there.
     return tensor[:, tensor.shape[1] - ids.shape[1] :].float().cpu().numpy()
 

@@ -14,6 +14,7 @@ from statistics import median
 from typing import Any, Literal
 
 import numpy as np
+from spikeexport.calibration.foundation.errors import CheckpointError
 from spikeexport.calibration.foundation.progress import progress_bar, say
 from spikeexport.compare.alone import linear_source, linears_alone
 from spikeexport.compare.hooks import module_inputs, module_outputs
@@ -22,6 +23,7 @@ from spikeexport.compare.site_spikes import SiteSpikes, SpikeText, site_spikes, 
 from spikeexport.compare.taps import Tap, TapSession, chunk_taps, find_taps
 from spikeexport.compare.unscale import fold_scales
 from spikeexport.graphs.reading import PortableModel, read_portable
+from spikeexport.runners.fakequant_runner import FakeQuantRunner
 from spikeexport.runners.torch_runner import TorchRunner
 
 _CHUNK_BYTES = 128 * 2**20
@@ -127,7 +129,11 @@ def compare_modules(candidate: TorchRunner, reference: TorchRunner, windows: np.
 
     runner = _behind(reference, candidate.prefix_ids)
     fed = fed_windows(runner, windows)
-    structure = discover(reference.model)
+    try:
+        structure = discover(reference.model)
+    except CheckpointError as error:
+        say(f"Error by layer is left out: {error}", level=1)
+        return Inside()
     own = {name for name, _ in candidate.model.named_modules()}
     taps: list[Tap] = []
     for layer in structure.layers:
@@ -135,9 +141,12 @@ def compare_modules(candidate: TorchRunner, reference: TorchRunner, windows: np.
         widths = [int(reference.model.get_submodule(linear).weight.shape[0]) for linear in inside]
         taps += [Tap(name, "linear", "", width, 0) for name, width in zip(inside, widths, strict=True) if name in own]
         taps.append(Tap(layer, "block", "", widths[-1], 0))
-    scales = module_scales(candidate, reference, [tap.module for tap in taps if tap.kind == "linear"])
-    plan = getattr(candidate, "plan", None)
-    quantized = frozenset(plan.quantized_linears) if plan is not None else frozenset()
+    scales: dict[str, np.ndarray] = {}
+    quantized: frozenset[str] = frozenset()
+    if isinstance(candidate, FakeQuantRunner):
+        quantized = frozenset(candidate.plan.quantized_linears)
+        divided = [fold for fold in candidate.plan.folds if fold.kind != "norm"]
+        scales = {fold.producer: candidate.fold_tensors[fold.scales] for fold in divided}
 
     def reader(chunk: Sequence[Tap]) -> Callable[[np.ndarray], Mapping[str, np.ndarray]]:
         return lambda ids: module_outputs(candidate, [tap.module for tap in chunk], ids)
@@ -151,17 +160,6 @@ def fed_windows(runner: TorchRunner, windows: np.ndarray) -> np.ndarray:
         return windows
     bos = np.full((len(windows), 1), runner.bos_id, dtype=np.int64)
     return np.concatenate([bos, windows[:, :-1]], axis=1)
-
-
-def module_scales(candidate: TorchRunner, reference: TorchRunner, linears: Sequence[str]) -> dict[str, np.ndarray]:
-    """Returns linear -> what its output is to be multiplied with, where a fold divided its rows."""
-    plan = getattr(candidate, "plan", None)
-    divided = {fold.producer for fold in plan.folds if fold.kind != "norm"} if plan is not None else set()
-    found: dict[str, np.ndarray] = {}
-    for linear in divided & set(linears):
-        original, folded = (r.model.get_submodule(linear).weight.float().abs().amax(1) for r in (reference, candidate))
-        found[linear] = (original / folded.clamp_min(1e-30)).numpy()
-    return found
 
 
 def _behind(reference: TorchRunner, prefix_ids: tuple[int, ...]) -> TorchRunner:
@@ -191,8 +189,10 @@ def _added_up(
             for window in windows:
                 expected = module_outputs(runner, [tap.module for tap in chunk], window[None])
                 for module, output in read(window[None]).items():
-                    scaled = output.astype(np.float32) * scales.get(module, np.float32(1))
-                    errors[module].add(expected[module], scaled)
+                    # An expert that saw no token, or only those routed to it, has nothing to be compared with.
+                    if module in expected and expected[module].shape == output.shape:
+                        scaled = output.astype(np.float32) * scales.get(module, np.float32(1))
+                        errors[module].add(expected[module], scaled)
                 advance()
     return tuple(
         LayerError(
@@ -203,6 +203,7 @@ def _added_up(
             tap.module in quantized if tap.kind == "linear" else None,
         )
         for tap in taps
+        if errors[tap.module].rows
     )
 
 
@@ -214,7 +215,7 @@ def _with_alone(layer: LayerError, error: SignalError | None) -> LayerError:
 
 def _spikes(
     portable: PortableModel, taps: Sequence[Tap], reference: TorchRunner, windows: np.ndarray, fed: np.ndarray
-) -> tuple[tuple[SiteSpikes, ...], SpikeText]:
+) -> tuple[tuple[SiteSpikes, ...], SpikeText | None]:
     """Measures the inputs of the linears in the original behind BOS, and in the candidate."""
     values = {str(value.name): value for node in portable.model.graph for value in node.outputs}
     sources: dict[str, Tap] = {}

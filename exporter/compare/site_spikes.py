@@ -67,15 +67,19 @@ def site_spikes(
         One entry for each site, and S of every token of the original's first window by site.
     """
     originals, candidates = (_absmaxima(sites, *side) for side in (before, after))
-    spikes = tuple(SiteSpikes(site, _means(originals[site]), _means(candidates[site])) for site in sites)
-    return spikes, {site: found[0] for site, found in originals.items()}
+    seen = [site for site in sites if originals[site] and candidates[site]]
+    spikes = tuple(SiteSpikes(site, _means(originals[site]), _means(candidates[site])) for site in seen)
+    return spikes, {site: originals[site][0] for site in seen}
 
 
 def spike_text(
     spikes: Sequence[SiteSpikes], absmax: Mapping[str, np.ndarray], ids: np.ndarray, tokenizer: Any
-) -> SpikeText:
-    """Returns the text of ids int64 [S] with S at the input whose ratio is largest."""
-    worst = max(spikes, key=lambda site: site.before[0] / max(site.before[1], _TINY)).name
+) -> SpikeText | None:
+    """Returns the text of ids int64 [S] with S at the input whose ratio is largest; None where none saw all tokens."""
+    whole = [site for site in spikes if len(absmax[site.name]) == len(ids)]
+    if not whole:
+        return None
+    worst = max(whole, key=lambda site: site.before[0] / max(site.before[1], _TINY)).name
     tokens = tuple(tokenizer.decode([int(token)]) for token in ids)
     return SpikeText(worst, tokens, tuple(float(value) for value in absmax[worst]))
 

@@ -40,20 +40,28 @@ def fold_scales(graph: ir.Graph, plan: Plan | None, model: Any) -> Scales:
     inputs: dict[str, np.ndarray] = {}
     outputs: dict[str, np.ndarray] = {}
     modules = dict(model.named_modules())
-    for fold in plan.folds if plan is not None else ():
-        if fold.producer not in modules or any(consumer not in modules for consumer in fold.consumers):
-            continue
-        scale = _norm_scale(graph, fold, modules) if fold.kind == "norm" else _row_scale(graph, fold, modules)
-        if fold.kind != "norm":
+    folds = [fold for fold in (plan.folds if plan is not None else ()) if _is_known(fold, modules)]
+    # A norm's fold multiplies the columns of the linears whose rows the others divide: it has to be known first.
+    for fold in sorted(folds, key=lambda fold: fold.kind != "norm"):
+        if fold.kind == "norm":
+            scale = _norm_scale(graph, fold, modules)
+        else:
+            scale = _row_scale(graph, fold.producer, modules[fold.producer], inputs.get(fold.producer))
             outputs[fold.producer] = scale
         for consumer in fold.consumers:
             inputs[consumer] = _over_query_heads(scale, fold, modules, modules[consumer].weight.shape[1])
     return Scales(inputs, outputs)
 
 
-def _row_scale(graph: ir.Graph, fold: Fold, modules: Mapping[str, Any]) -> np.ndarray:
-    original = modules[fold.producer].weight.detach().float().abs().amax(dim=1).cpu().numpy()
-    return original / np.maximum(_folded_absmax(graph, fold.producer), _TINY)
+def _is_known(fold: Fold, modules: Mapping[str, Any]) -> bool:
+    return all(name in modules for name in (fold.producer, *fold.consumers))
+
+
+def _row_scale(graph: ir.Graph, producer: str, module: Any, columns: np.ndarray | None) -> np.ndarray:
+    """Returns s of a linear's rows; `columns` is what its own input's fold multiplied its columns with."""
+    original = module.weight.detach().float().cpu().numpy()
+    original = original if columns is None else original * columns
+    return np.abs(original).max(axis=1) / np.maximum(_folded_absmax(graph, producer), _TINY)
 
 
 def _folded_absmax(graph: ir.Graph, module: str) -> np.ndarray:

@@ -13,7 +13,7 @@ from spikeexport.calibration.foundation.errors import UsageError
 from spikeexport.calibration.foundation.files import staged_outputs
 from spikeexport.calibration.foundation.records import Artifact
 from spikeexport.calibration.records.plan import Prefix
-from spikeexport.deploy.source import Source, batch_notes, open_source
+from spikeexport.deploy.source import Source, build_notes, open_source
 
 LAYOUTS = ("genai", "triton")
 RECORD_NAME = "deployment.json"
@@ -119,14 +119,14 @@ def _write(source: Source, folder: Path, layout: str, provider: str) -> tuple[Se
     if layout == "triton":
         from spikeexport.deploy.triton import notes, write_triton
 
-        return write_triton(source, folder), (*notes(source), *batch_notes(source)), 0
+        return write_triton(source, folder), (*notes(source), *build_notes(source)), 0
     from spikeexport.deploy.genai import BOS_NOTE, PROVIDER_NOTE, write_genai
     from spikeexport.deploy.genai_check import check_genai
 
     start = write_genai(source, folder, provider)
     if provider != "cpu":
         return start, (BOS_NOTE, PROVIDER_NOTE), 0
-    return start, (BOS_NOTE, *batch_notes(source)), check_genai(source, folder)
+    return start, (BOS_NOTE, *build_notes(source)), check_genai(source, folder)
 
 
 def _record(

@@ -76,10 +76,21 @@ def open_as_deployed(source: Source) -> CausalRunner:
     return runner
 
 
-def batch_notes(source: Source) -> tuple[str, ...]:
-    """Returns what an ONNX Runtime build says about batches: its attention takes one prompt."""
-    shared = source.manifest is not None and source.manifest.target.get("cache") == "shared"
-    return (f"one prompt at a time; for batches deploy the .onnx that {source.path.name} came from",) if shared else ()
+def build_notes(source: Source) -> tuple[str, ...]:
+    """Returns what is special about a deployed ONNX Runtime build: one prompt at a time, one form for both phases."""
+    from spikeexport.runners.engine_graphs import DECODE_NAME
+
+    if source.kind != "onnxruntime" or source.manifest is None:
+        return ()
+    notes = []
+    if source.manifest.target.get("cache") == "shared":
+        notes.append(f"one prompt at a time; for batches deploy the .onnx that {source.path.name} came from")
+    if (source.path / DECODE_NAME).is_file():
+        notes.append(
+            "decode runs W8A8 as prefill does, where `spikeexport generate` takes the weight-only form: "
+            "`build --without weight-only-decode` gives a folder whose own text is the deployed one's"
+        )
+    return tuple(notes)
 
 
 def open_source(subject: str | Path) -> Source:

@@ -142,7 +142,8 @@ def notes(source: Source) -> Iterable[str]:
         found = versions.get("tensorrt", "that of the build")
         yield f"RELEASE: the one whose TensorRT is {found}; engines load in no other"
     else:
-        yield "RELEASE: a current one, such as 25.10; its ONNX Runtime must read opset 23"
+        built = source.manifest.versions.get("onnxruntime") if source.manifest is not None else None
+        yield "RELEASE: one whose ONNX Runtime reads opset 23" + (f" (built with {built})" if built else "")
     yield (
         "a client tokenizes (the tokenizer lies beside the model), starts with past_key_values of length 0 and sends "
         "each answer's present.* back as the next past_key_values.*"

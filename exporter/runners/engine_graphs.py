@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -69,6 +69,7 @@ class EngineGraphs:
         Raises:
             BackendError: ONNX Runtime is missing or refuses a file.
         """
+        settings = replace(settings, taking_turns=files.decode is not None or files.head is not None)
         # First the one whose weights are re-laid while loading: what that needed for a while is free for the others.
         decode = open_session(files.decode, settings, "all", weight_only=True) if files.decode else None
         release_freed_memory()

@@ -23,6 +23,7 @@ class FakeQuantRunner(TorchRunner):
 
     Attributes:
         plan: What it follows.
+        fold_tensors: The vectors that the plan's folds refer to.
     """
 
     def __init__(self, checkpoint: Checkpoint, plan: Plan, tensors: PlanTensors) -> None:
@@ -32,7 +33,7 @@ class FakeQuantRunner(TorchRunner):
             PlanError: The plan was made for another model.
         """
         super().__init__(checkpoint, prefix_ids=plan.prefix.ids if plan.prefix else ())
-        self.plan = plan
+        self.plan, self.fold_tensors = plan, tensors
         self.name = f"{checkpoint.name} (fake-quantised)"
         apply_folds(self.model, plan.folds, tensors)
         self._key_values = prefix_key_values(self.model, self.prefix_ids) if self.prefix_ids else []

@@ -25,6 +25,8 @@ class SessionSettings:
     Attributes:
         threads: Threads of one operator; None = the physical cores that this process may use.
         spinning: Whether idle threads wait actively; off costs 1.4 x in decode and saves power.
+        taking_turns: Whether several sessions run in turns: threads of one stop waiting actively at its end, so that
+            they take no core from the next (two sessions on two cores: decode 1.3 to 1.4 x faster).
         prepacking: Whether weights are re-laid for the kernels when loading; off costs 3 x prefill and 14 x decode.
         provider: Where operators run: a key of `PROVIDERS`.
         precise_int8: Whether u8 x s8 products avoid 16-bit sums; None = only on CPUs where those can saturate.
@@ -37,6 +39,7 @@ class SessionSettings:
     precise_int8: bool | None = None
     initializers: Mapping[str, np.ndarray] = field(default_factory=dict)
     provider: str = CPU
+    taking_turns: bool = False
 
 
 def open_session(
@@ -107,6 +110,7 @@ def _entries(settings: SessionSettings) -> dict[str, str]:
     precise = u8s8_saturates() if settings.precise_int8 is None else settings.precise_int8
     return {
         "session.intra_op.allow_spinning": "1" if settings.spinning else "0",
+        "session.force_spinning_stop": "1" if settings.taking_turns else "0",
         "session.disable_prepacking": "0" if settings.prepacking else "1",
         "session.x64quantprecision": "1" if precise else "0",
     }

@@ -20,6 +20,9 @@ from spikeexport.runners.base import CausalRunner
 GROUPS = Path(__file__).parent
 """Folder of the project's own groups of lm-eval's tasks."""
 
+_RESAMPLES = 1000
+"""Bootstrap resamples for the standard errors of figures that are no means: they are then right to about 2 %."""
+
 
 @dataclass(frozen=True)
 class TaskScores:
@@ -109,6 +112,7 @@ def _evaluate(runner: CausalRunner, tasks: list[Any], request: TaskRequest) -> d
             tasks=tasks,
             limit=request.limit,
             num_fewshot=request.num_fewshot,
+            bootstrap_iters=_RESAMPLES,
             log_samples=False,
         )
     assert found is not None, "lm-eval answers on the only process there is"

@@ -43,8 +43,8 @@ def write_forms(model: ir.Model, path: Path, names: tuple[str, str], without: Co
     """
     externalise(model, path.parent, data_name(path.name))
     shared = any(value.name == SEQLENS for value in model.graph.inputs)
-    head, head_report = _head(model, SPLIT_HEAD in without, shared)
     decode, decode_reports = _decode(model, without, shared)
+    head, head_report = _head(model, decode, SPLIT_HEAD in without)
     for form, name in ((model, path.name), (decode, names[0]), (head, names[1])):
         if form is not None:
             ir.save(form, path.with_name(name))
@@ -54,10 +54,15 @@ def write_forms(model: ir.Model, path: Path, names: tuple[str, str], without: Co
 _NOT_SHARED = "past and present are apart: one graph does for all"
 
 
-def _head(model: ir.Model, off: bool, shared: bool) -> tuple[ir.Model | None, PassReport]:
-    found = "switched off" if off else split_head(model) if shared else _NOT_SHARED
+def _head(model: ir.Model, decode: ir.Model | None, off: bool) -> tuple[ir.Model | None, PassReport]:
+    """Cuts the head off both bodies; a body that is alone keeps it, since each graph has threads of its own."""
+    if off or decode is None:
+        why = "switched off" if off else "there is no decode form to share it with"
+        return None, PassReport(SPLIT_HEAD, 0, (Skip("model", why),))
+    found = split_head(model)
     if isinstance(found, str):
         return None, PassReport(SPLIT_HEAD, 0, (Skip("model", found),))
+    split_head(decode)
     return found, PassReport(SPLIT_HEAD, 1, ())
 
 

@@ -10,6 +10,7 @@ import onnx_ir as ir
 from onnx_ir.passes.common import RemoveUnusedNodesPass
 from spikeexport.calibration.foundation.errors import GraphError
 from spikeexport.graphs.tensorrt.decompose_attention import DecomposeAttention
+from spikeexport.graphs.tensorrt.deinterleave_rotary import DeinterleaveRotary
 from spikeexport.graphs.tensorrt.join_qkv import JoinQkv
 from spikeexport.graphs.tensorrt.split_by_head import SplitByHead
 
@@ -25,7 +26,7 @@ def lower(model: ir.Model) -> ir.Model:
     Raises:
         GraphError: A pass refuses the graph.
     """
-    for step in (JoinQkv(), SplitByHead(), DecomposeAttention(), RemoveUnusedNodesPass()):
+    for step in (JoinQkv(), SplitByHead(), DecomposeAttention(), DeinterleaveRotary(), RemoveUnusedNodesPass()):
         try:
             step(model)
         except (ir.passes.PreconditionError, ir.passes.PostconditionError) as error:

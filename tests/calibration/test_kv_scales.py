@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
+from spikeexport.calibration.cache_argument import with_cache
 from spikeexport.calibration.forward import Lead
 from spikeexport.calibration.foundation.errors import CalibrationError
 from spikeexport.calibration.kv_scales import KV_LIMIT, measure_kv_scales
@@ -31,7 +32,7 @@ def caches(model, windows, front):
     cache = DynamicCache()
     rows = np.concatenate([np.tile(np.array(front, np.int64), (len(windows), 1)), windows], axis=1)
     with torch.inference_mode():
-        model(input_ids=torch.tensor(rows), past_key_values=cache, use_cache=True)
+        model(input_ids=torch.tensor(rows), **with_cache(model, cache), use_cache=True)
     return [(layer.keys.numpy(), layer.values.numpy()) for layer in cache.layers]
 
 

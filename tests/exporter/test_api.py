@@ -19,7 +19,9 @@ def test_functions_survive_the_import_of_their_modules():
     assert spikeexport.generate is generate
     assert spikeexport.evaluate is evaluate
     assert set(spikeexport.__all__) <= set(dir(spikeexport))
-    assert all(callable(getattr(spikeexport, name)) for name in ("profile", "compare", "build", "inspect"))
+    assert all(
+        callable(getattr(spikeexport, name)) for name in ("profile", "compare", "build", "inspect", "generate_batch")
+    )
 
 
 def test_version_is_the_installed_one():

@@ -150,13 +150,8 @@ def test_a_machine_that_is_never_quiet_still_gives_figures(monkeypatch):
     assert (result.repeated, result.others_share) == (6, 0.8)
 
 
-def test_the_work_of_others_is_seen_and_ones_own_is_not():
+def test_the_work_of_others_is_seen():
     meter = LoadMeter()
-    meter.start()
-    until = time.thread_time() + 0.3
-    while time.thread_time() < until:
-        pass
-    own = meter.others_share()
     other = subprocess.Popen([sys.executable, "-c", "while True: pass"])
     try:
         meter.start()
@@ -165,4 +160,3 @@ def test_the_work_of_others_is_seen_and_ones_own_is_not():
     finally:
         other.kill()
         other.wait()
-    assert 0 <= own <= 1

@@ -71,3 +71,21 @@ def test_numbers_out_of_range_are_refused(runner):
         generate(runner, "x", max_new_tokens=2000)
     with pytest.raises(UsageError, match="chat template"):
         generate(runner, "x", chat=True)
+
+
+def test_a_stop_text_ends_and_is_left_out(runner):
+    free = generate(runner, "The", max_new_tokens=40, temperature=2.0, seed=3)
+    stop = free.text[10:13]
+    pieces = []
+    found = generate(
+        runner, "The", max_new_tokens=40, temperature=2.0, seed=3, stop=(stop, "never there"), on_text=pieces.append
+    )
+    assert found.text == "".join(pieces) == free.text[: free.text.index(stop)]
+    assert found.finished
+    assert found.ids == free.ids[: len(found.ids)]
+
+
+def test_what_only_begins_like_a_stop_text_is_shown_in_the_end(runner):
+    free = generate(runner, "The", max_new_tokens=12, temperature=2.0, seed=3)
+    found = generate(runner, "The", max_new_tokens=12, temperature=2.0, seed=3, stop=(free.text[-2:] + "\x00",))
+    assert (found.text, found.finished) == (free.text, free.finished)

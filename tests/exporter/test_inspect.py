@@ -100,3 +100,20 @@ def test_other_files_are_refused(tmp_path):
         inspect(tmp_path / "absent.json")
     with pytest.raises(GraphError, match="does not exist"):
         inspect(tmp_path / "absent.onnx")
+
+
+def test_an_onnx_of_another_exporter_is_linted_by_node(tiny_llama_folder, tmp_path):
+    model = portable_graph(tiny_llama_folder)
+    faults.weight_along_inputs(model, DOWN)
+    model.metadata_props.clear()
+    model.producer_name, model.producer_version = "other", "2"
+    for node in model.graph:
+        node.metadata_props.clear()
+    save_model(model, tmp_path / "foreign.onnx")
+    found = inspect(tmp_path / "foreign.onnx")
+    assert (found["written_by"], found["linears"], found["quantized"]) == ("other 2", 22, 21)
+    assert [(item["node"], item["effect"]) for item in found["findings"]] == [(f"{DOWN}/MatMul", "fallback")]
+    assert "along the input channels" in found["findings"][0]["why"]
+    (tmp_path / "foreign.onnx.data").unlink()
+    with pytest.raises(GraphError, match=r"foreign\.onnx\.data is missing"):
+        inspect(tmp_path / "foreign.onnx")

@@ -2,9 +2,11 @@ import importlib.util
 import subprocess
 import sys
 
+import numpy as np
 import pytest
 from spikeexport.calibration.checkpoint import load_model, open_checkpoint
 from spikeexport.calibration.prefix_cache import prefix_arrays
+from spikeexport.calibration.records.plan import Exclusion
 from spikeexport.graphs.portable import build_portable
 from spikeexport.graphs.saving import save_model
 
@@ -40,6 +42,20 @@ def test_parser_accepts_int8_with_a_prefix(grouped, tmp_path, dtype):
     path = tmp_path / "model.onnx"
     save_model(build_portable(grouped, plan, {}, prefix_arrays(model, (7, 300, 1)), dtype, "int8"), path)
     assert parse(path) == [f"accepted {len(plan.sites)} 9 7"]
+
+
+def test_parser_accepts_shifted_inputs_and_float8_exclusions(grouped, tmp_path):
+    model = load_model(grouped)
+    down = "model.layers.1.mlp.down_proj"
+    plan = naive_plan(grouped, model, exclude=[down])
+    float8 = Exclusion(linear=down, precision="fp8", why="test", scale=0.01)
+    shifted = tuple(site.model_copy(update={"shift": site.name}) for site in plan.sites)
+    widths = {site.name: 128 if site.name.endswith("down_proj") else 64 for site in plan.sites}
+    shifts = {name: np.linspace(-1, 1, width).astype(np.float32) for name, width in widths.items()}
+    plan = plan.model_copy(update={"sites": shifted, "excluded": (float8,)})
+    path = tmp_path / "model.onnx"
+    save_model(build_portable(grouped, plan, shifts, dtype="fp16"), path)
+    assert parse(path) == [f"accepted {len(plan.sites) + 1} 9 7"]
 
 
 def test_parser_accepts_sliding_windows(tmp_path):

@@ -18,7 +18,7 @@ EXCLUDED = "model.layers.2.mlp.down_proj"
 
 @pytest.fixture(scope="session")
 def exports(tiny_llama_folder, tmp_path_factory) -> Path:
-    """A folder with plain.onnx (nothing quantised), int8.onnx, prefixed.onnx and folded.onnx (up and v divided)."""
+    """A folder with plain.onnx (nothing quantised), int8.onnx, prefixed.onnx and folded.onnx (norms, up, v divided)."""
     folder = tmp_path_factory.mktemp("exports")
     checkpoint = open_checkpoint(tiny_llama_folder)
     plain = naive_plan(checkpoint, weights="fp")
@@ -39,10 +39,24 @@ def made_up_folds():
     folds = (
         Fold(kind="up_down", producer=f"{layer}.mlp.up_proj", consumers=(f"{layer}.mlp.down_proj",), scales="up"),
         Fold(kind="v_o", producer=f"{layer}.self_attn.v_proj", consumers=(f"{layer}.self_attn.o_proj",), scales="v"),
+        Fold(
+            kind="norm",
+            producer=f"{layer}.input_layernorm",
+            consumers=tuple(f"{layer}.self_attn.{name}_proj" for name in "qkv"),
+            scales="attention",
+        ),
+        Fold(
+            kind="norm",
+            producer=f"{layer}.post_attention_layernorm",
+            consumers=(f"{layer}.mlp.gate_proj", f"{layer}.mlp.up_proj"),
+            scales="mlp",
+        ),
     )
     tensors = {
         "up": np.exp(random.normal(0, 1, 128)).astype(np.float32),
         "v": np.exp(random.normal(0, 1, 32)).astype(np.float32),
+        "attention": np.exp(random.normal(0, 0.5, 64)).astype(np.float32),
+        "mlp": np.exp(random.normal(0, 0.5, 64)).astype(np.float32),
     }
     return folds, tensors
 

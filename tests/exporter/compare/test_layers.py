@@ -11,7 +11,7 @@ from spikeexport.graphs.reading import read_portable
 from spikeexport.runners.subject import open_subject
 from spikeexport.runners.torch_runner import TorchRunner
 
-from tests.exporter.compare.conftest import EXCLUDED, FAULTY, damaged
+from tests.exporter.compare.conftest import EXCLUDED, FAULTY, damaged, made_up_folds
 from tests.naive_plan import naive_plan
 
 
@@ -122,6 +122,15 @@ def test_spikes_before_and_after(exports, runner, windows):
         assert first.before == (pytest.approx(absmax.max()), pytest.approx(np.sort(absmax)[11]))
         # Layer 0 reads the embeddings: what stands in front changes them only where BOS itself was looked at.
         assert first.after[1] == pytest.approx(first.before[1], rel=0.2)
+
+
+def test_folds_of_a_fake_quantised_model_are_undone(tiny_llama_folder, runner, windows, tmp_path):
+    folds, tensors = made_up_folds()
+    plan = naive_plan(runner.checkpoint, weights="fp").model_copy(update={"folds": folds})
+    save_plan(plan, tensors, tmp_path / "recipe.json")
+    with open_subject(f"{tiny_llama_folder}@{tmp_path / 'recipe.json'}") as folded:
+        layers = compare_modules(folded, runner, windows).layers
+    assert min(layer.snr_db for layer in layers) > 90
 
 
 def test_two_pytorch_models_are_compared_inside(tiny_llama_folder, runner, windows, tmp_path):

@@ -11,6 +11,7 @@ import numpy as np
 import onnx_ir as ir
 import pytest
 from spikeexport.backends.manifest import MANIFEST_NAME, EngineManifest
+from spikeexport.build import build
 from spikeexport.calibration.foundation.errors import BackendError, UsageError
 from spikeexport.deploy.deploy import deploy
 from spikeexport.deploy.source import open_as_deployed, open_source
@@ -77,6 +78,7 @@ def test_what_cannot_be_deployed_is_refused(written, tmp_path):
 def test_batches_are_for_the_exported_file(written, tmp_path):
     built = deploy(written.built, tmp_path / "built", layout="genai").deployment
     assert any("one prompt at a time" in note for note in built.notes)
+    assert any("--without weight-only-decode" in note for note in built.notes)
     exported = deploy(written.onnx, tmp_path / "onnx", layout="genai").deployment
     assert not any("one prompt at a time" in note for note in exported.notes)
     prompts = ["the train", "a much longer prompt than the other one is"]
@@ -123,6 +125,14 @@ def test_bf16_needs_a_gpu(tiny_llama_folder, tmp_path):
     assert deploy(tmp_path / "m.onnx", tmp_path / "out", layout="genai", provider="cuda").deployment.checked == 0
 
 
+def test_a_build_without_the_decode_form_generates_as_deployed(written, tmp_path):
+    one_form = build(written.onnx, tmp_path / "one", backend="onnxruntime", without=("weight-only-decode",)).path
+    deployed = deploy(one_form, tmp_path / "out", layout="genai").deployment
+    assert not any("--without" in note for note in deployed.notes)
+    expected = list(generate(one_form, PROMPT, max_new_tokens=TOKENS).ids)
+    assert json.loads(generated(tmp_path / "out", PROMPT, "--ids")) == expected
+
+
 def test_an_engine_is_refused_with_the_way_out(written, tmp_path):
     engine = open_source(written.built).path
     manifest = json.loads((engine / MANIFEST_NAME).read_text())
@@ -136,7 +146,6 @@ def test_an_engine_is_refused_with_the_way_out(written, tmp_path):
 
 @pytest.mark.slow
 def test_real_model_generates_the_same_text(smollm2_gguf, tmp_path):
-    from spikeexport.build import build
     from spikeexport.export import export
 
     onnx = tmp_path / "smollm2.onnx"

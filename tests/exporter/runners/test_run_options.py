@@ -29,10 +29,18 @@ def test_settings_reach_the_built_runner(onnx_file):
         session = runner._graphs.prefill.session.get_session_options()
         assert session.intra_op_num_threads == 1
         assert session.get_session_config_entry("session.intra_op.allow_spinning") == "0"
+        assert session.get_session_config_entry("session.force_spinning_stop") == "0"
         assert runner.settings.chunk == 3
         ids = random_ids(1, 10)
         error = runner.prefill(ids)[0] - plain.prefill(ids)[0]
         assert np.abs(error).max() < 0.05 * np.abs(plain.prefill(ids)[0]).max()
+
+
+def test_sessions_that_take_turns_do_not_spin_against_each_other(onnx_file, tmp_path):
+    with open_configured(build(onnx_file, tmp_path / "two", backend="onnxruntime").path) as runner:
+        for body in (runner._graphs.prefill, runner._graphs.decode):
+            options = body.session.get_session_options()
+            assert options.get_session_config_entry("session.force_spinning_stop") == "1"
 
 
 def test_threads_of_the_portable_file(onnx_file):

@@ -29,3 +29,24 @@ def test_seeds():
 def test_impossible_temperatures_are_refused(temperature):
     with pytest.raises(UsageError, match="temperature"):
         Sampler(temperature)
+
+
+def test_top_k_draws_the_likeliest_by_their_own_frequencies():
+    logits = np.array([0.0, 2.0, 1.0, -1.0], np.float32)
+    found = np.bincount(Sampler(1.0, seed=1, top_k=2)(np.tile(logits, (20_000, 1))), minlength=4) / 20_000
+    weights = np.array([0, np.exp(2), np.exp(1), 0])
+    np.testing.assert_allclose(found, weights / weights.sum(), atol=0.02)
+
+
+@pytest.mark.parametrize(("top_p", "allowed"), [(0.5, {1}), (0.75, {1, 2}), (0.99, {0, 1, 2}), (1e-9, {1})])
+def test_top_p_draws_from_the_smallest_set_of_that_probability(top_p, allowed):
+    logits = np.log(np.array([0.1, 0.6, 0.295, 0.005], np.float32))
+    assert set(Sampler(1.0, seed=2, top_p=top_p)(np.tile(logits, (5000, 1))).tolist()) == allowed
+
+
+@pytest.mark.parametrize(
+    ("options", "message"), [({"top_k": 0}, "top-k 0"), ({"top_p": 0.0}, "top-p 0"), ({"top_p": 2}, "top-p 2")]
+)
+def test_impossible_cuts_are_refused(options, message):
+    with pytest.raises(UsageError, match=message):
+        Sampler(1.0, **options)

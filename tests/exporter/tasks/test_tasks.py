@@ -27,6 +27,13 @@ from tests.naive_plan import naive_plan
 QUESTIONS = Path(__file__).with_name("questions")
 OWN = ["seasons", "tales", "next_words"]
 PREFIX = (9, 7, 1)
+PAPER = {
+    "wikitext": "word_perplexity",
+    "piqa": "acc_norm",
+    "lambada_openai": "acc",
+    "hellaswag": "acc_norm",
+    "winogrande": "acc",
+}
 
 
 @pytest.fixture(scope="module")
@@ -141,11 +148,12 @@ def test_stop_texts_end_a_generation(checkpoint):
     assert cut == whole[: whole.index(stop)]
 
 
-def test_local_data_stands_in_for_a_known_tasks_data(tiny_llama_folder):
-    result = evaluate(tiny_llama_folder, tasks=["piqa", "lambada_openai"], tasks_dir=QUESTIONS, limit=2, num_fewshot=1)
+def test_local_data_stands_in_for_the_papers_data(tiny_llama_folder):
+    result = evaluate(tiny_llama_folder, tasks=["spikes_paper"], tasks_dir=QUESTIONS, limit=2)
     data = json.loads(json.dumps(result.to_json(), allow_nan=False))
-    assert data["task_samples"] == {"piqa": 2, "lambada_openai": 2}
-    assert set(data["tasks"]["piqa"]) >= {"acc", "acc_norm", "acc_stderr"}
+    assert data["task_samples"] == dict.fromkeys(PAPER, 2)
+    for task, metric in PAPER.items():
+        assert metric in data["tasks"][task], task
     assert data["tasks"]["lambada_openai"]["perplexity"] > 1
     assert data["perplexity"] is None
 

@@ -21,8 +21,8 @@ from tests.graphs.decoder_runs import call
 from tests.tiny_models import tiny_family
 
 TOLERANCE = 2e-5
-JOINED = ("llama", "qwen2", "qwen3", "gemma2", "gemma3_text", "smollm3")
-"""Families with unlike branches: plain, with biases, norms per head, capped scores, no rotary embedding in places."""
+JOINED = ("llama", "qwen2", "qwen3", "gemma2", "gemma3_text", "smollm3", "cohere")
+"""Families with unlike branches: plain, with biases, norms per head, capped scores, no or interleaved rotary."""
 
 
 def _runs(path: Path) -> dict[str, np.ndarray]:

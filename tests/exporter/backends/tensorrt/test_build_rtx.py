@@ -172,7 +172,7 @@ def test_other_types_build_too_and_unfused_attention_is_said(tiny_llama_folder, 
     assert all("in FP32 (export with --dtype" in truth.attention_why[name] for name in truth.attention_unfused)
 
 
-@pytest.mark.parametrize("family", ["qwen3", "phi3", "gemma2", "gemma3_text", "mixtral", "olmo2"])
+@pytest.mark.parametrize("family", ["qwen3", "phi3", "gemma2", "gemma3_text", "mixtral", "olmo2", "cohere"])
 def test_every_linear_of_unlike_families_becomes_int8(family, tmp_path):
     onnx = write_portable(tiny_family(family, tmp_path / family), tmp_path / "m.onnx")
     truth = build(onnx, **RTX).manifest.truth
