@@ -62,8 +62,7 @@ def test_decode_multiplies_unquantised_inputs(family, tmp_path):
     assert {report.name: report.applied for report in pair.reports}["weight-only-decode"] > 0
     every = decoder_linears(open_checkpoint(folder))
     w8a16 = open_pair(folder, tmp_path / "w8a16", without=EXACT, prefix=True, excluded=every)
-    # Tokens near no router's decision: rounding would send one to another expert, which no tolerance covers.
-    ids = random_ids(1, 6, seed=2)
+    ids = random_ids(1, 6)
     # One token at a time from the start, so that no prefill form is in the cache.
     logits, cache = pair.lowered.prefill(ids[:, :1])
     found = [logits]
