@@ -2,18 +2,13 @@
 
 from __future__ import annotations
 
-import re
 from pathlib import Path
 
 from spikeexport.calibration.foundation.errors import PlanError
 from spikeexport.calibration.foundation.progress import say
 from spikeexport.calibration.foundation.records import read_json
-from spikeexport.calibration.structure.roles import role_of
+from spikeexport.calibration.structure.published_names import map_published_names
 from spikeexport.calibration.structure.sites import DecoderStructure, Site
-
-_ROUTER = re.compile(r"\.(gate|router)$")
-_EXPERT = re.compile(r"\.experts\.(\d+)\.")
-_LAYER = re.compile(r"(?:^|\.)layers\.(\d+)\.")
 
 
 def read_published(path: Path) -> tuple[tuple[str, float], ...]:
@@ -35,24 +30,23 @@ def read_published(path: Path) -> tuple[tuple[str, float], ...]:
 def published_sites(structure: DecoderStructure, path: Path) -> dict[str, float]:
     """Returns the sites that a published list leaves unquantised, with their ratios there.
 
-    Names may lack the `model.` in front and may be an older module layout's (`block_sparse_moe.experts.3.w2`): layer,
-    expert and role decide. A router is never quantised, so its entry asks for nothing.
+    Names are mapped by `map_published_names`. A router is never quantised, so its entry asks for nothing.
 
     Raises:
         PlanError: The file is malformed, or names a linear that the model does not have.
     """
+    published = dict(read_published(path))
+    mapped = map_published_names(published, structure.linears)
+    if mapped.routers:
+        say(f"Routers stay floating point anyway: {', '.join(mapped.routers)}", level=1)
+    if mapped.unknown:
+        raise PlanError(
+            f"{path} names {mapped.unknown[0]}, which this model of {len(structure.layers)} layers does not have (its "
+            f"linears look like {structure.linears[-1]}): the list is for another model."
+        )
     found: dict[str, float] = {}
-    for name, ratio in read_published(path):
-        if _ROUTER.search(name):
-            say(f"{name} is a router, which stays floating point anyway", level=1)
-            continue
-        site = next((site for site in structure.sites if any(_same(name, linear) for linear in site.linears)), None)
-        if site is None:
-            raise PlanError(
-                f"{path} names {name}, which this model of {len(structure.layers)} layers does not have (its linears "
-                f"look like {structure.linears[-1]}): the list is for another model."
-            )
-        found.setdefault(site.name, ratio)
+    for name, linear in mapped.linears.items():
+        found.setdefault(structure.site_of(linear).name, published[name])
     return found
 
 
@@ -64,15 +58,3 @@ def first_last_sites(structure: DecoderStructure, count: int) -> tuple[str, ...]
         return site.layer < count or site.layer >= depth - count
 
     return tuple(site.name for site in structure.sites if site.role == "down" and at_an_end(site))
-
-
-def _same(published: str, linear: str) -> bool:
-    if linear == published or linear.endswith(f".{published}"):
-        return True
-    keys = [(_number(_LAYER, name), _number(_EXPERT, name), role_of(name)) for name in (published, linear)]
-    return keys[0] == keys[1] and keys[0][2] is not None and keys[0][1] is not None
-
-
-def _number(pattern: re.Pattern[str], name: str) -> int | None:
-    match = pattern.search(name)
-    return int(match.group(1)) if match else None

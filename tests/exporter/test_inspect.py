@@ -73,7 +73,7 @@ def test_profile(tmp_path):
     )
     profile.save(tmp_path / "profile.json")
     found = inspect(tmp_path / "profile.json")
-    assert found["modules"] == [{"name": DOWN, "site": DOWN, "max": 9.0, "median": 1.0, "ratio": 9.0}]
+    assert found["modules"] == [{"name": DOWN, "site": DOWN, "max": 9.0, "median": 1.0, "ratio": 9.0, "tokens": None}]
     assert {"spike_tokens", "model", "calibration"} <= set(found)
 
 

@@ -176,7 +176,8 @@ def test_other_types_build_too_and_unfused_attention_is_said(tiny_llama_folder, 
 def test_every_linear_of_unlike_families_becomes_int8(family, tmp_path):
     onnx = write_portable(tiny_family(family, tmp_path / family), tmp_path / "m.onnx")
     truth = build(onnx, **RTX).manifest.truth
-    assert len(truth.planned) >= 18
+    # Phi-3 keeps q, k and v in one linear, and gate and up.
+    assert len(truth.planned) >= 12
     assert truth.int8_coverage == 1.0
     assert truth.attention_layers == 3
     assert truth.attention_fused == (0 if family == "gemma2" else 3)
