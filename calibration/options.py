@@ -12,7 +12,7 @@ from spikeexport.calibration.records.plan import ExcludedPrecision
 from spikeexport.calibration.scales import ScaleRule, scale_rule
 from spikeexport.calibration.smoothing.solve import Smoothing
 
-SAMPLES = 32
+SAMPLES = 40
 SEQLEN = 512
 HELD_OUT = 8
 """Windows kept aside: nothing is fitted on them, choices are checked on them."""

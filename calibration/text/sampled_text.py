@@ -16,12 +16,17 @@ if TYPE_CHECKING:
     from spikeexport.calibration.checkpoint import Checkpoint
     from transformers import PreTrainedModel
 
-SAMPLER_VERSION = 1
+SAMPLER_VERSION = 2
 """Raise it when the same model and seed give other text, so that older text is not used."""
+
+PASSAGE = 64
+"""Tokens of one passage; a window holds as many as fit, each from BOS on behind another opening word."""
 
 
 def sampled_text(checkpoint: Checkpoint, model: PreTrainedModel, samples: int, seqlen: int, seed: int) -> np.ndarray:
-    """Returns what `sample_from_model` gives for the same arguments, from the cache folder where it lies there.
+    """Returns windows of short passages that the model wrote, from the cache folder where they lie there.
+
+    Many openings matter more than long texts: what a scale has to reach are rare words in their contexts.
 
     Returns:
         int64 [samples, seqlen].
@@ -29,20 +34,27 @@ def sampled_text(checkpoint: Checkpoint, model: PreTrainedModel, samples: int, s
     Raises:
         CalibrationError: As for `sample_from_model`.
     """
-    from spikeexport.calibration.text.self_sampling import sample_from_model
-
     path = _path(checkpoint, model, samples, seqlen, seed)
     known = _read(path, samples, seqlen)
     if known is not None:
         say(f"Text sampled from the model before: {samples} windows of {seqlen} tokens", level=1)
         return known
-    ids = sample_from_model(checkpoint, model, samples, seqlen, seed)
+    ids = _write_passages(checkpoint, model, samples, seqlen, seed)
     try:
         with staged_outputs(path) as staging, open(staging / path.name, "wb") as stream:
             np.save(stream, ids, allow_pickle=False)
     except SpikeExportError as error:
         warn(f"The sampled text is not kept for the next time: {error}")
     return ids
+
+
+def _write_passages(checkpoint: Checkpoint, model: PreTrainedModel, samples: int, seqlen: int, seed: int) -> np.ndarray:
+    from spikeexport.calibration.text.self_sampling import sample_from_model
+
+    length = min(PASSAGE, seqlen)
+    per_window = -(-seqlen // length)
+    passages = sample_from_model(checkpoint, model, samples * per_window, length, seed, any_opening=True)
+    return passages.reshape(samples, per_window * length)[:, :seqlen].copy()
 
 
 def _path(checkpoint: Checkpoint, model: PreTrainedModel, samples: int, seqlen: int, seed: int) -> Path:

@@ -18,12 +18,18 @@ if TYPE_CHECKING:
 
     from transformers import PreTrainedModel
 
-_MAX_BATCH = 32
+_MAX_BATCH = 64
 _CACHE_BUDGET_BYTES = 768 * 2**20
 
 
 def sample_from_model(
-    checkpoint: Checkpoint, model: PreTrainedModel, samples: int, seqlen: int, seed: int
+    checkpoint: Checkpoint,
+    model: PreTrainedModel,
+    samples: int,
+    seqlen: int,
+    seed: int,
+    *,
+    any_opening: bool = False,
 ) -> np.ndarray:
     """Samples token sequences from the model at temperature 1, from BOS, with a key/value cache.
 
@@ -38,6 +44,8 @@ def sample_from_model(
         samples: Number of sequences.
         seqlen: Tokens per sequence.
         seed: Seed of the random numbers.
+        any_opening: Whether the first token of a sequence is any ordinary one of the vocabulary, each as likely
+            (LLM-QAT, arXiv 2305.17888, section 3.1), so that rare words and their contexts are seen as well.
 
     Returns:
         int64 [samples, seqlen].
@@ -52,13 +60,18 @@ def sample_from_model(
     allowed = _allowed_tokens(checkpoint, model)
     steps = -(-samples // batch) * seqlen
     with progress_bar("Sampling text from the model", steps) as advance:
-        parts = [_sample_batch(model, start, part, allowed, advance) for part in numbers.split(batch)]
+        parts = [_sample_batch(model, start, part, allowed, any_opening, advance) for part in numbers.split(batch)]
     return torch.cat(parts).numpy()
 
 
 @torch.inference_mode()
 def _sample_batch(
-    model: PreTrainedModel, start: list[int], numbers: torch.Tensor, allowed: torch.Tensor, advance: Callable[[], None]
+    model: PreTrainedModel,
+    start: list[int],
+    numbers: torch.Tensor,
+    allowed: torch.Tensor,
+    any_opening: bool,
+    advance: Callable[[], None],
 ) -> torch.Tensor:
     """Samples int64 [batch, seqlen], one token per number of `numbers` [batch, seqlen]."""
     batch, seqlen = numbers.shape
@@ -66,7 +79,12 @@ def _sample_batch(
     last_only = {"logits_to_keep": 1} if "logits_to_keep" in inspect.signature(model.forward).parameters else {}
     ids = torch.tensor([start] * batch)
     drawn = torch.empty(batch, seqlen, dtype=torch.int64)
-    for step in range(seqlen):
+    if any_opening:
+        ordinary = allowed.nonzero()[:, 0]
+        drawn[:, 0] = ordinary[(numbers[:, 0] * len(ordinary)).long()]
+        ids = torch.cat([ids, drawn[:, :1]], dim=1)
+        advance()
+    for step in range(int(any_opening), seqlen):
         logits = model(input_ids=ids, **with_cache(model, cache), use_cache=True, **last_only).logits[:, -1]
         ids = _draw(logits.float(), numbers[:, step : step + 1], allowed)
         drawn[:, step] = ids[:, 0]

@@ -32,8 +32,19 @@ def _no_model(checkpoint, model, samples, seqlen, seed=0):
 
 def test_the_second_time_takes_the_same_text_without_running_the_model(checkpoint, model):
     ids = sampled_text(checkpoint, model, 3, 20, 0)
-    assert np.array_equal(ids, sample_from_model(checkpoint, model, 3, 20, 0))
+    assert np.array_equal(ids, sample_from_model(checkpoint, model, 3, 20, 0, any_opening=True))
     assert np.array_equal(_no_model(checkpoint, model, 3, 20), ids)
+
+
+def test_windows_are_passages_with_openings_of_their_own(checkpoint, model):
+    ids = sampled_text(checkpoint, model, 20, 150, 0)
+    passages = sample_from_model(checkpoint, model, 60, module.PASSAGE, 0, any_opening=True)
+    assert np.array_equal(ids[0], passages[:3].ravel()[:150])
+    openings = passages[:, 0]
+    # Evenly over the vocabulary of 381 ordinary tokens: the model itself would begin with a few of them.
+    assert len(set(openings.tolist())) > 45
+    assert openings.min() > 2
+    assert abs(openings.mean() - 192) < 50
 
 
 def test_other_arguments_and_other_weights_give_other_text(checkpoint, model, tmp_path):
