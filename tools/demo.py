@@ -195,9 +195,8 @@ def _show(table: tuple[tuple[str, ...], ...], seconds: float, report: Path) -> N
         shown.add_column(name, justify="left" if index == 0 else "right")
     for row in table[1:]:
         shown.add_row(*row)
-    console = Console()
     # A pipe has no width of its own; a terminal's is respected.
-    console.print(shown, width=None if console.is_terminal else TABLE_WIDTH)
+    Console(width=None if sys.stdout.isatty() else TABLE_WIDTH).print(shown)
     print(f"{seconds / 60:.1f} minutes. Report: {report.resolve()}")
 
 
