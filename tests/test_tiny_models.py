@@ -15,7 +15,8 @@ def test_each_family_opens_and_matches_transformers(family, tmp_path):
     ids = torch.randint(3, VOCAB_SIZE, (2, 100), generator=torch.Generator().manual_seed(0))
     with torch.inference_mode():
         logits = model(ids).logits
-        torch.testing.assert_close(logits, reference(ids).logits, rtol=0, atol=0)
+        # Experts run as linears of their own here: the order of their sums is another one.
+        torch.testing.assert_close(logits, reference(ids).logits, rtol=0, atol=1e-5)
     assert logits.std() > 0.1
     assert checkpoint.model_id.model_type == family
     assert checkpoint.model_id.layers == 3
