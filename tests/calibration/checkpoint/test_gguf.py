@@ -83,7 +83,9 @@ def test_experts_that_transformers_merges(tmp_path):
     assert checkpoint.tensor_names() == original.tensor_names()
     ids = torch.arange(3, 60)[None]
     with torch.inference_mode():
-        torch.testing.assert_close(load_model(checkpoint)(ids).logits, load_model(original)(ids).logits, rtol=0, atol=1e-6)
+        torch.testing.assert_close(
+            load_model(checkpoint)(ids).logits, load_model(original)(ids).logits, rtol=0, atol=1e-6
+        )
 
 
 def test_experts_of_a_width_that_the_file_cannot_say(tmp_path):
