@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +13,7 @@ from spikeexport.calibration.foundation.errors import GraphError
 from spikeexport.calibration.foundation.progress import progress_bar
 from spikeexport.compare.hooks import module_tensors
 from spikeexport.compare.signal import SignalError
-from spikeexport.compare.taps import Tap, open_cut_session
+from spikeexport.compare.taps import Tap, chunk_taps, open_cut_session
 from spikeexport.compare.unscale import Scales
 from spikeexport.graphs.reading import PortableModel
 from spikeexport.runners.torch_runner import TorchRunner
@@ -39,7 +39,8 @@ def linears_alone(
     """
     linears = [tap for tap in taps if tap.kind == "linear"]
     errors: dict[str, SignalError] = {}
-    chunks = list(_chunks(linears, windows.shape[1]))
+    # An input is held beside its output, and is at most as wide again.
+    chunks = list(chunk_taps(linears, 2 * windows.shape[1], _CHUNK_BYTES))
     with progress_bar("Error of each linear alone", len(chunks)) as advance:
         for chunk in chunks:
             errors.update(_chunk_alone(portable.path, runner, chunk, windows, scales))
@@ -66,21 +67,6 @@ def _chunk_alone(
             found = output.astype(np.float32) * scales.outputs.get(module, np.float32(1))
             errors[module].add(expected[module][1], found)
     return errors
-
-
-def _chunks(linears: Sequence[Tap], tokens: int) -> Iterator[list[Tap]]:
-    """Cuts linears into chunks whose inputs and outputs stay within the limit; an input is at most as wide again."""
-    chunk: list[Tap] = []
-    size = 0
-    for tap in linears:
-        needed = 8 * tokens * max(tap.width, 1)
-        if chunk and size + needed > _CHUNK_BYTES:
-            yield chunk
-            chunk, size = [], 0
-        chunk.append(tap)
-        size += needed
-    if chunk:
-        yield chunk
 
 
 class _LinearSession:
