@@ -1,25 +1,32 @@
-"""Local damage: how far quantising one input alone moves what its linears put out."""
+"""Damage: the KL divergence that quantising one input alone causes, for every input from one backward pass.
+
+To second order, an error dy in a linear's output moves the model's predictions by KL = E[(g dy)^2] / 2, where g is the
+gradient of log p(y) with respect to that output and y is drawn from the model's own predictions: the outer product of
+such gradients is the Fisher information (Martens, arXiv 1412.1193, section 5). All inputs share this unit, so that an
+early down_proj, whose error every later layer sees, can be weighed against a late q_proj.
+"""
 
 from __future__ import annotations
 
-import contextlib
 from collections.abc import Mapping
+from contextlib import ExitStack
 
 import numpy as np
 import torch
 from spikeexport.calibration.fakequant import FakeQuantizer, fake_quantize_input
 from spikeexport.calibration.forward import KeyValues, Lead, run_windows
 from spikeexport.calibration.foundation.progress import progress_bar
-from spikeexport.calibration.observe import routed_tokens, site_hooks
-from spikeexport.calibration.structure.experts import Routed
 from spikeexport.calibration.structure.sites import DecoderStructure, Site
 from torch import nn
 from torch.nn import functional as F
 
-_WRITES_TO_RESIDUAL = frozenset({"attention_output", "down"})
+_ACTIVATION_BYTES = 2 << 30
+_MIN_TOKENS = 32
+_COPIES = 4
+"""Tensors of an input's width that a backward pass keeps for each input, roughly."""
 
 
-def local_damage(
+def kl_damage(
     model: nn.Module,
     structure: DecoderStructure,
     quantizer: FakeQuantizer,
@@ -29,15 +36,14 @@ def local_damage(
     *,
     key_values: KeyValues | None = None,
     shifts: Mapping[str, torch.Tensor] | None = None,
-    batch: int = 4,
+    seed: int = 0,
 ) -> dict[str, float]:
-    """Measures each site's relative error energy in one floating-point pass.
+    """Estimates the mean KL to the floating-point model that each site's quantised input would cause alone.
 
-    For linears that write to the residual stream the error of a token is |dy|^2 / |h|^2 with h the stream after the
-    layer; for the others |dy|^2 / |y|^2. dy is what quantising the input and the weight of this site alone changes.
+    Costs about three forward passes. Windows are cut so that what a backward pass keeps stays near 2 GB.
 
     Args:
-        model: Floating point (folds applied), no fake quantisation active.
+        model: Floating point (folds applied), no fake quantisation active. Its parameters ask for no gradient after.
         structure: Its sites.
         quantizer: Holds the fake-quantised weights.
         scales: Site name -> static scale.
@@ -45,23 +51,39 @@ def local_damage(
         lead: What stands before each window.
         key_values: The prefix's cache when already known.
         shifts: Site name -> what is taken off an input before it is quantised.
-        batch: Windows per call.
+        seed: Of the labels that are drawn.
 
     Returns:
-        Site name -> mean over tokens, summed over the site's linears.
+        Site name -> nats per token, summed over the site's linears; 0.0 for an expert that no token reached.
     """
+    windows = windows[:, : _tokens(model, structure, windows.shape[1])]
     meter = _Meter(model, structure, quantizer, scales, shifts or {})
+    labels = torch.Generator().manual_seed(seed)
+    model.requires_grad_(False)
     with (
-        site_hooks(model, structure.sites, meter.on_input),
-        meter.layer_hooks(),
+        meter.hooks(),
+        torch.enable_grad(),
         progress_bar("Measuring what each input's quantisation does", len(windows)) as advance,
     ):
-        for rows, _ in run_windows(model, windows, lead, batch=batch, key_values=key_values, body_only=True):
-            advance(rows.stop - rows.start)
-    return meter.result()
+        for _, logits in run_windows(model, windows, lead, batch=1, key_values=key_values, gradients=True):
+            log_probs = F.log_softmax(logits[0].float(), dim=-1)
+            drawn = torch.multinomial(log_probs.detach().exp().cpu(), 1, generator=labels).to(log_probs.device)
+            log_probs.gather(-1, drawn).sum().backward()
+            advance(1)
+    tokens = len(windows) * (windows.shape[1] + len(lead.inline))
+    return {name: float(total) / 2 / tokens for name, total in meter.sums.items()}
+
+
+def _tokens(model: nn.Module, structure: DecoderStructure, wanted: int) -> int:
+    """Returns how many tokens of a window a backward pass can keep."""
+    vocabulary = model.get_input_embeddings().num_embeddings  # type: ignore[operator]
+    per_token = 4 * (_COPIES * sum(site.channels for site in structure.sites) + 3 * vocabulary)
+    return min(wanted, max(_MIN_TOKENS, _ACTIVATION_BYTES // per_token))
 
 
 class _Meter:
+    """Sums (g dy)^2 over tokens, site by site."""
+
     def __init__(
         self,
         model: nn.Module,
@@ -75,55 +97,32 @@ class _Meter:
         self._quantizer = quantizer
         self._scales = scales
         self._shifts = shifts
-        self._sum = dict.fromkeys((site.name for site in structure.sites), 0.0)
-        self._tokens = dict.fromkeys(self._sum, 0)
-        self._pending: dict[int, list[tuple[str, torch.Tensor]]] = {}
+        self.sums = {site.name: torch.zeros((), dtype=torch.float64) for site in structure.sites}
 
-    def on_input(self, site: Site, x: torch.Tensor) -> None:
+    def hooks(self) -> ExitStack:
+        """Returns the hooks, to be left when the windows have run."""
+        stack = ExitStack()
+        # Gradients start at the embeddings: no parameter asks for one.
+        embeddings = self._model.get_input_embeddings()  # type: ignore[operator]
+        stack.callback(embeddings.register_forward_hook(lambda _m, _a, output: output.requires_grad_(True)).remove)
+        for site in self._structure.sites:
+            for linear in site.linears:
+                hook = self._hook(site, linear)
+                stack.callback(self._model.get_submodule(linear).register_forward_hook(hook).remove)
+        return stack
+
+    def _hook(self, site: Site, linear: str):
         shift = self._shifts.get(site.name, torch.zeros(()))
-        quantized = fake_quantize_input(x - shift, self._scales[site.name])
-        for linear in site.linears:
-            module = self._model.get_submodule(linear)
-            y = F.linear(x, module.weight)  # type: ignore[arg-type]
-            wanted = y if site.name not in self._shifts else F.linear(x - shift, module.weight)  # type: ignore[arg-type]
-            error = _energy(F.linear(quantized, self._quantizer.weight(linear)) - wanted)
-            if site.role in _WRITES_TO_RESIDUAL:
-                error = _over_all_tokens(error, routed_tokens(self._model, site))
-                self._pending.setdefault(site.layer, []).append((site.name, error))
-            else:
-                self._add(site.name, error, _energy(y))
+        weight, scale = self._quantizer.weight(linear), self._scales[site.name]
 
-    @contextlib.contextmanager
-    def layer_hooks(self):
-        with contextlib.ExitStack() as stack:
-            for layer, path in enumerate(self._structure.layers):
+        def hook(_module: nn.Module, args: tuple, output: torch.Tensor) -> None:
+            centred = args[0].detach() - shift
+            change = F.linear(fake_quantize_input(centred, scale) - centred, weight.to(centred.dtype))
 
-                def hook(_module: nn.Module, _args: tuple, output, layer: int = layer) -> None:
-                    hidden = _energy(output[0] if isinstance(output, tuple) else output)
-                    for site, error in self._pending.pop(layer, []):
-                        self._add(site, error.reshape(hidden.shape), hidden)
+            def on_gradient(gradient: torch.Tensor) -> None:
+                self.sums[site.name] += (gradient * change).float().sum(-1).pow(2).sum().double().cpu()
 
-                stack.callback(self._model.get_submodule(path).register_forward_hook(hook).remove)
-            yield
+            if output.requires_grad:
+                output.register_hook(on_gradient)
 
-    def _add(self, site: str, error: torch.Tensor, against: torch.Tensor) -> None:
-        self._sum[site] += float((error / against.clamp_min(1e-30)).sum())
-        self._tokens[site] += error.numel()
-
-    def result(self) -> dict[str, float]:
-        # Every token counts, also those that never reach an expert: its quantisation does nothing to them.
-        tokens = max(1.0, *(self._tokens[site.name] / len(site.linears) for site in self._structure.sites))
-        return {name: total / tokens for name, total in self._sum.items()}
-
-
-def _over_all_tokens(error: torch.Tensor, routed: Routed | None) -> torch.Tensor:
-    """Spreads an expert's error energies [n] over the tokens of the call, weighted as its output is."""
-    if routed is None:
-        return error
-    spread = error.new_zeros(routed.total)
-    spread[routed.tokens] = error * routed.weights.float().pow(2)
-    return spread
-
-
-def _energy(x: torch.Tensor) -> torch.Tensor:
-    return x.float().pow(2).sum(-1)
+        return hook

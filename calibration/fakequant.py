@@ -89,7 +89,7 @@ class FakeQuantizer:
             scales: Site name -> static scale, or None for a dynamic scale per token. Sites left out keep their
                 floating-point input (W8A16).
             keep_weights: Linears whose weight stays floating point too.
-            shifts: Site name -> z [channels], taken off before quantisation and given back as z @ W.
+            shifts: Site name -> z [channels], taken off before quantisation; z @ W, of the INT8 weight, gives it back.
         """
         modules = {linear: self._model.get_submodule(linear) for linear in self._structure.linears}
         try:
@@ -123,7 +123,7 @@ class FakeQuantizer:
     def _forward(self, linear: str, module: nn.Module, quantize, shift: torch.Tensor | None):
         weight, bias = self._weights[linear], module.bias
         if shift is not None:
-            bias = F.linear(shift, module.weight, bias)  # type: ignore[arg-type]
+            bias = F.linear(shift, weight, bias)  # type: ignore[arg-type]
             return lambda x: F.linear(quantize(x, shift), weight, bias)
 
         def forward(x: torch.Tensor) -> torch.Tensor:

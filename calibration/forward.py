@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+import contextlib
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -57,7 +58,6 @@ def windows_with_lead(windows: np.ndarray, lead: Lead) -> np.ndarray:
     return np.concatenate([head, windows], axis=1)
 
 
-@torch.inference_mode()
 def run_windows(
     model: nn.Module,
     windows: np.ndarray,
@@ -66,6 +66,7 @@ def run_windows(
     batch: int = 4,
     key_values: KeyValues | None = None,
     body_only: bool = False,
+    gradients: bool = False,
 ) -> Iterator[tuple[slice, torch.Tensor]]:
     """Runs windows through the model in batches.
 
@@ -76,6 +77,7 @@ def run_windows(
         batch: Windows per call.
         key_values: The prefix's cache when it is already known; computed here otherwise.
         body_only: Skips the output head and yields final hidden states.
+        gradients: Whether the caller asks for gradients; the outputs then hang on a graph.
 
     Yields:
         The rows of the batch and logits [b, len(inline) + L, vocabulary] (or hidden states [.., hidden]).
@@ -86,10 +88,46 @@ def run_windows(
     runner: Any = model.base_model if body_only else model
     for start in range(0, len(ids), batch):
         rows = slice(start, min(start + batch, len(ids)))
-        output = runner(
-            input_ids=_ids(ids[rows], model), **_past(key_values, rows.stop - rows.start, ids.shape[1], model)
-        )
+        with contextlib.nullcontext() if gradients else torch.inference_mode():
+            past = _past(key_values, rows.stop - rows.start, ids.shape[1], model)
+            output = runner(input_ids=_ids(ids[rows], model), **past)
         yield rows, output.last_hidden_state if body_only else output.logits
+
+
+class _Reached(Exception):
+    """The last wanted layer has run."""
+
+
+def _stop(_module: nn.Module, _args: tuple, _output: object) -> None:
+    raise _Reached
+
+
+def run_to_layer(
+    model: nn.Module,
+    layer: str,
+    windows: np.ndarray,
+    lead: Lead,
+    *,
+    batch: int = 4,
+    key_values: KeyValues | None = None,
+    advance: Callable[[int], None] = lambda rows: None,
+) -> None:
+    """Runs windows as `run_windows` does, no further than the decoder layer at module path `layer`.
+
+    What runs is seen by the caller's hooks alone; `advance` is told the rows of each batch.
+    """
+    if lead.prefix and key_values is None:
+        key_values = prefix_key_values(model, lead.prefix)
+    stop = model.get_submodule(layer).register_forward_hook(_stop)
+    try:
+        for start in range(0, len(windows), batch):
+            rows = windows[start : start + batch]
+            with contextlib.suppress(_Reached):
+                for _ in run_windows(model, rows, lead, batch=batch, key_values=key_values, body_only=True):
+                    pass
+            advance(len(rows))
+    finally:
+        stop.remove()
 
 
 def _past(key_values: KeyValues | None, batch: int, length: int, model: nn.Module) -> dict:

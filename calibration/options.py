@@ -12,7 +12,7 @@ from spikeexport.calibration.records.plan import ExcludedPrecision
 from spikeexport.calibration.scales import ScaleRule, scale_rule
 from spikeexport.calibration.smoothing.solve import Smoothing
 
-SAMPLES = 40
+SAMPLES = 64
 SEQLEN = 512
 HELD_OUT = 8
 """Windows kept aside: nothing is fitted on them, choices are checked on them."""
@@ -130,10 +130,10 @@ class PlanOptions:
 
 
 _METHODS: dict[str, Smoothing] = {
-    "auto": Smoothing("folds", ALL_FOLDS, DEFAULT_ALPHA),
+    "auto": Smoothing("folds", ALL_FOLDS, DEFAULT_ALPHA, shift="down"),
     "folds": Smoothing("folds", ALL_FOLDS, DEFAULT_ALPHA),
     "smoothquant": Smoothing("smoothquant", frozenset({"norm"}), 0.5, center=False),
-    "outliertune": Smoothing("outliertune", ALL_FOLDS, 1.0, shift=True),
+    "outliertune": Smoothing("outliertune", ALL_FOLDS, 1.0, shift="all"),
     "swiglu": Smoothing("swiglu", frozenset({"up_down"}), 1.0, power_of_two=True),
 }
 """The one table of smoothing methods."""

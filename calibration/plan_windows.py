@@ -15,6 +15,9 @@ from spikeexport.calibration.text.unseen import UNSEEN, unseen_windows
 if TYPE_CHECKING:
     from spikeexport.calibration.checkpoint import Checkpoint
 
+PROSE = 2
+"""Windows of prose that join sampled text, for each one that is held out."""
+
 
 @dataclass(frozen=True)
 class PlanWindows:
@@ -49,7 +52,7 @@ def plan_windows(checkpoint: Checkpoint, model, options: PlanOptions) -> PlanWin
     aside = max(1, min(HELD_OUT, samples // 4))
     unseen = None
     if set(options.calibration) == {SELF}:
-        unseen = unseen_windows(checkpoint, 2 * aside + SEARCH_WINDOWS, seqlen)
+        unseen = unseen_windows(checkpoint, (1 + PROSE) * aside + SEARCH_WINDOWS, seqlen)
     wanted = samples + (aside if unseen is None else 0)
     ids, info = calibration_windows(checkpoint, model, options.calibration, wanted, seqlen, options.seed)
     if unseen is not None:
@@ -61,9 +64,10 @@ def plan_windows(checkpoint: Checkpoint, model, options: PlanOptions) -> PlanWin
 
 
 def _beside_unseen(ids: np.ndarray, unseen: np.ndarray, aside: int, info: CalibrationInfo) -> PlanWindows:
-    """Deals the prose out: every set gets windows from all over it, `fit` as many as are held out."""
+    """Deals the prose out: every set gets windows from all over it, `fit` `PROSE` times as many as are held out."""
     order = np.random.default_rng(0).permutation(len(unseen))
-    held_out, extra, search = unseen[order[:aside]], unseen[order[aside : 2 * aside]], unseen[order[2 * aside :]]
+    held_out, rest = unseen[order[:aside]], unseen[order[aside:]]
+    extra, search = rest[: PROSE * aside], rest[PROSE * aside :]
     fit = np.concatenate([ids, extra])
     digest = hashlib.sha256(np.ascontiguousarray(fit, dtype="<i8").tobytes()).hexdigest()
     info = info.model_copy(update={"sources": (*info.sources, UNSEEN), "samples": len(fit), "sha256": digest})

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import numpy as np
-from spikeexport.calibration.damage import local_damage
+from spikeexport.calibration.behind import Behind, measure_behind, measure_more
+from spikeexport.calibration.damage import kl_damage
 from spikeexport.calibration.exclusions import choose_exclusions
 from spikeexport.calibration.forward import Lead
-from spikeexport.calibration.largest_value import largest_value
 from spikeexport.calibration.observe import SiteStatistics, observe_sites
 from spikeexport.calibration.options import PlanOptions
 from spikeexport.calibration.plan_records import exclusions, input_sites
@@ -18,14 +17,14 @@ from spikeexport.calibration.profiler import profile_windows
 from spikeexport.calibration.qfem import linears_of, sites_at_least, sites_matching, weight_shares
 from spikeexport.calibration.qfep.choose import search_prefix
 from spikeexport.calibration.qfep.given import given_prefix
-from spikeexport.calibration.quality import Quality, Reference, evaluate
 from spikeexport.calibration.records.model_id import CalibrationInfo
-from spikeexport.calibration.records.plan import Plan, PlanTensors, Prefix, TradeOff
+from spikeexport.calibration.records.plan import Plan, PlanTensors, Prefix, TradeOff, code_scales_name, codes_name
 from spikeexport.calibration.rounding.round_plan import round_with_compensation, use_codes
 from spikeexport.calibration.smoothing.apply import restore_all
 from spikeexport.calibration.smoothing.points import FoldPoints, find_fold_points
 from spikeexport.calibration.spikes import spike_ratio
 from spikeexport.calibration.structure.sites import DecoderStructure, discover
+from spikeexport.calibration.text.tokens import ordinary_tokens
 from spikeexport.calibration.trial import Trial, make_trial
 from spikeexport.calibration.wishes import listed_sites, wished_profile, wished_scale_rule
 from torch import nn
@@ -53,15 +52,8 @@ def make_plan(checkpoint: Checkpoint, model: nn.Module, options: PlanOptions) ->
     return _Planner(checkpoint, model, options).plan()
 
 
-@dataclass(frozen=True)
-class _Behind:
-    """A lead with what was measured behind it."""
-
-    lead: Lead
-    statistics: dict[str, SiteStatistics]
-    reference: Reference
-    original: Quality
-    largest: float
+FIRST_WINDOWS = 16
+"""Calibration windows behind BOS on which the paper's ratio is measured and a prefix is searched."""
 
 
 class _Planner:
@@ -86,9 +78,10 @@ class _Planner:
         self._fit = windows
         points = find_fold_points(self._model, self._structure)
         behind, trial = self._choose_lead(windows, held_out, points)
-        sites, alpha, trade_off = self._exclude(behind, trial, held_out)
         self._describe_smoothing(points)
-        codes = self._round(behind, trial, sites, windows, held_out)
+        codes = self._round(behind, trial, windows, held_out)
+        sites, alpha, trade_off = self._exclude(behind, trial, held_out)
+        codes = self._without_unused(codes, sites)
         plan = Plan(
             model=self._checkpoint.model_id,
             calibration=texts.info,
@@ -108,51 +101,51 @@ class _Planner:
         shifts = {site.shift: trial.shifts[site.name].numpy() for site in plan.sites if site.shift is not None}
         return plan, {**trial.solved.tensors, **shifts, **codes}
 
-    def _choose_lead(self, windows: np.ndarray, held_out: np.ndarray, points: FoldPoints) -> tuple[_Behind, Trial]:
-        plain = self._measure(Lead(bos=self._bos), windows, held_out)
+    def _choose_lead(self, windows: np.ndarray, held_out: np.ndarray, points: FoldPoints) -> tuple[Behind, Trial]:
+        # The paper's rule takes its ratios from every window.
+        first, rest = _few_and_others(windows) if self._alpha is None else (windows, windows[:0])
+        plain = self._measure(Lead(bos=self._bos), first, held_out)
         self._ratios = self._paper_ratios(plain.statistics)
         if self._options.qfep == "off":
             self._decisions["prefix"] = "off"
-            return plain, self._trial(plain, points)
+            return self._complete(plain, rest, points)
         if self._given is not None:
-            behind = self._measure(Lead(prefix=self._given.ids), windows, held_out)
-            change = behind.original.loss - plain.original.loss
+            behind = self._measure(Lead(prefix=self._given.ids), first, held_out)
+            change = behind.loss - plain.loss
             self._decisions["prefix"] = f"given; changes the floating-point loss by {change:+.4f} nats"
-            return behind, self._trial(behind, points)
-        return self._search_lead(plain, windows, held_out, points)
+            return self._complete(behind, rest, points)
+        behind = self._search_lead(plain, first, held_out, points)
+        return self._complete(behind, rest, points)
 
-    def _search_lead(
-        self, plain: _Behind, windows: np.ndarray, held_out: np.ndarray, points: FoldPoints
-    ) -> tuple[_Behind, Trial]:
+    def _search_lead(self, plain: Behind, first: np.ndarray, held_out: np.ndarray, points: FoldPoints) -> Behind:
         search = search_prefix(
-            self._model,
-            self._structure,
-            windows,
-            self._search_on,
-            held_out,
-            plain.statistics,
-            self._bos,
-            plain.original.loss,
+            self._model, self._structure, first, self._search_on, held_out, plain.statistics, self._bos, plain.loss
         )
         self._decisions["prefix candidates"] = search.describe()
         if search.best is None:
             self._decisions["prefix"] = "none: no candidate keeps the floating-point loss on held-out windows"
-            return plain, self._trial(plain, points)
-        behind = self._measure(Lead(prefix=search.best.candidate.ids), windows, held_out)
-        originals = {name: parameter.data for name, parameter in self._model.named_parameters()}
-        without = self._trial(plain, points).quality(self._model, held_out, plain.reference)
-        restore_all(self._model, originals)
-        trial = self._trial(behind, points)
-        quality = trial.quality(self._model, held_out, behind.reference)
-        figures = f"INT8 loss on held-out windows {quality.loss:.4f} with it, {without.loss:.4f} without"
-        if quality.loss < without.loss:
-            self._decisions["prefix"] = f"{search.best.candidate.method}: {figures}"
-            return behind, trial
-        self._decisions["prefix"] = f"none: {figures}"
-        restore_all(self._model, originals)
-        return plain, self._trial(plain, points)
+            return plain
+        behind = self._measure(Lead(prefix=search.best.candidate.ids), first, held_out)
+        without, loss = self._quantised_loss(plain, held_out, points), self._quantised_loss(behind, held_out, points)
+        figures = f"INT8 loss on held-out windows {loss:.4f} with it, {without:.4f} without"
+        taken = loss < without
+        self._decisions["prefix"] = f"{search.best.candidate.method if taken else 'none'}: {figures}"
+        return behind if taken else plain
 
-    def _measure(self, lead: Lead, windows: np.ndarray, held_out: np.ndarray) -> _Behind:
+    def _quantised_loss(self, behind: Behind, held_out: np.ndarray, points: FoldPoints) -> float:
+        """Loss of the INT8 model behind a lead, no input excluded; leaves the model as it was."""
+        originals = {name: parameter.data for name, parameter in self._model.named_parameters()}
+        quality = self._trial(behind, points).quality(self._model, held_out, behind.reference)
+        restore_all(self._model, originals)
+        return behind.loss_with(quality)
+
+    def _complete(self, behind: Behind, rest: np.ndarray, points: FoldPoints) -> tuple[Behind, Trial]:
+        """Measures the other windows, and the vocabulary, behind the lead that was chosen, and folds the model."""
+        tokens = ordinary_tokens(self._checkpoint, self._model) if self._options.smooth == "auto" else None
+        behind = measure_more(self._model, self._structure, behind, rest, tokens)
+        return behind, self._trial(behind, points)
+
+    def _measure(self, lead: Lead, windows: np.ndarray, held_out: np.ndarray) -> Behind:
         if lead.prefix:
             statistics = observe_sites(
                 self._model, self._structure, windows, lead, description="Measuring activations behind the prefix"
@@ -160,10 +153,7 @@ class _Planner:
         else:
             info = CalibrationInfo(sources=(), samples=len(windows), seqlen=windows.shape[1], seed=0, sha256="")
             _, statistics = profile_windows(self._checkpoint, self._model, self._structure, windows, lead, info)
-        log_probs: list = []
-        original = evaluate(self._model, held_out, lead, keep=log_probs)
-        largest = largest_value(self._model, self._structure, statistics, windows, lead)
-        return _Behind(lead, statistics, Reference(log_probs), original, largest)
+        return measure_behind(self._model, self._structure, windows, held_out, lead, statistics)
 
     def _paper_ratios(self, statistics: dict[str, SiteStatistics]) -> dict[str, float]:
         if self._known is not None:
@@ -171,7 +161,7 @@ class _Planner:
             return {site.name: known[site.name] for site in self._structure.sites}
         return {name: spike_ratio(site.token_absmax) for name, site in statistics.items()}
 
-    def _trial(self, behind: _Behind, points: FoldPoints) -> Trial:
+    def _trial(self, behind: Behind, points: FoldPoints) -> Trial:
         return make_trial(
             self._model,
             self._structure,
@@ -184,7 +174,7 @@ class _Planner:
         )
 
     def _exclude(
-        self, behind: _Behind, trial: Trial, held_out: np.ndarray
+        self, behind: Behind, trial: Trial, held_out: np.ndarray
     ) -> tuple[tuple[str, ...], float | None, tuple[TradeOff, ...]]:
         if self._alpha is not None:
             by_ratio = sites_at_least(self._ratios, self._alpha)
@@ -202,9 +192,9 @@ class _Planner:
         return self._exclude_by_damage(behind, trial, held_out)
 
     def _exclude_by_damage(
-        self, behind: _Behind, trial: Trial, held_out: np.ndarray
+        self, behind: Behind, trial: Trial, held_out: np.ndarray
     ) -> tuple[tuple[str, ...], float | None, tuple[TradeOff, ...]]:
-        damage = local_damage(
+        damage = kl_damage(
             self._model,
             self._structure,
             trial.quantizer,
@@ -222,40 +212,39 @@ class _Planner:
             self._forced,
             lambda sites: trial.quality(self._model, held_out, behind.reference, sites),
         )
-        self._why = {site: f"local damage {damage[site]:.2e}" for site in found.sites}
+        self._why = {site: f"KL {damage[site]:.2e} by itself" for site in found.sites}
         last = found.trade_off[-1]
         self._decisions["exclusions"] = (
-            f"by local damage within {self._options.max_excluded:.1%} of the weights: {len(found.sites)} inputs; KL on "
+            f"by their own KL within {self._options.max_excluded:.1%} of the weights: {len(found.sites)} inputs; KL on "
             f"held-out windows {found.trade_off[0].kl:.4f} without any, {last.kl:.4f} with {last.sites}"
         )
         return found.sites, None, found.trade_off
 
-    def _round(
-        self, behind: _Behind, trial: Trial, excluded: tuple[str, ...], windows: np.ndarray, held_out: np.ndarray
-    ) -> PlanTensors:
+    def _round(self, behind: Behind, trial: Trial, windows: np.ndarray, held_out: np.ndarray) -> PlanTensors:
         wish = self._options.rounding
         if wish == "nearest":
             return {}
-        left_out = frozenset(excluded)
-        nearest = trial.quality(self._model, held_out, behind.reference, left_out)
-        leave = linears_of(self._structure, excluded) if self._options.excluded_precision != "w8a16" else ()
-        codes = round_with_compensation(
-            self._model,
-            self._structure,
-            windows,
-            behind.lead,
-            shifts={site: z for site, z in trial.shifts.items() if site not in left_out},
-            key_values=trial.key_values,
-            leave=leave,
-        )
+        nearest = trial.quality(self._model, held_out, behind.reference)
+        kept = {linear: trial.quantizer.weight(linear) for linear in self._structure.linears}
+        codes = round_with_compensation(self._model, self._structure, windows, behind.lead, key_values=trial.key_values)
         use_codes(trial.quantizer, self._structure.linears, codes)
-        compensated = trial.quality(self._model, held_out, behind.reference, left_out)
+        compensated = trial.quality(self._model, held_out, behind.reference)
         taken = wish == "gptq" or compensated.kl < nearest.kl
         self._decisions["rounding"] = (
             f"{'gptq' if taken else 'nearest'}: KL on held-out windows {compensated.kl:.4f} with error compensation, "
             f"{nearest.kl:.4f} with nearest codes"
         )
-        return codes if taken else {}
+        if taken:
+            return codes
+        for linear, weight in kept.items():
+            trial.quantizer.set_weight(linear, weight)
+        return {}
+
+    def _without_unused(self, codes: PlanTensors, excluded: tuple[str, ...]) -> PlanTensors:
+        """Drops the codes of linears whose weight is not stored as INT8."""
+        linears = linears_of(self._structure, excluded) if self._options.excluded_precision != "w8a16" else ()
+        unused = {name for linear in linears for name in (codes_name(linear), code_scales_name(linear))}
+        return {name: tensor for name, tensor in codes.items() if name not in unused}
 
     def _describe_smoothing(self, points: FoldPoints) -> None:
         method = self._smoothing
@@ -269,3 +258,10 @@ class _Planner:
         if self._given is not None:
             return self._given
         return Prefix(ids=lead.prefix, text=self._checkpoint.tokenizer().decode(list(lead.prefix)))
+
+
+def _few_and_others(windows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Splits off `FIRST_WINDOWS`, evenly spaced: every kind of text has its part."""
+    first = np.zeros(len(windows), dtype=bool)
+    first[np.linspace(0, len(windows) - 1, min(FIRST_WINDOWS, len(windows))).round().astype(int)] = True
+    return windows[first], windows[~first]

@@ -79,6 +79,26 @@ def evaluate(
     return Quality(loss / tokens, divergence / tokens, tokens)
 
 
+@torch.inference_mode()
+def first_token_loss(model: nn.Module, windows: np.ndarray, lead: Lead) -> float:
+    """Returns the mean loss, in nats, of any token of `windows` [n, L] where it stands right behind the lead.
+
+    A prefix that ends in a BOS, or in a space, makes a text's first token less likely than a BOS alone does; `evaluate`
+    does not see it. Without a BOS or a prefix nothing predicts a first token: 0.0.
+    """
+    ids = lead.prefix or lead.inline
+    if not ids:
+        return 0.0
+    logits = model(input_ids=torch.tensor([ids], device=next(model.parameters()).device), use_cache=False).logits[0, -1]
+    tokens = torch.from_numpy(windows.reshape(-1)).to(logits.device)
+    return -float(F.log_softmax(logits.float(), dim=-1)[tokens].double().mean())
+
+
+def loss_of_windows(loss: float, first: float, tokens: int) -> float:
+    """Returns the mean loss over windows of `tokens` tokens: `first` for the first of them, `loss` for the others."""
+    return (first + (tokens - 1) * loss) / tokens
+
+
 def _kl_sum(reference: torch.Tensor, log_probs: torch.Tensor) -> float:
     wanted = reference.float()
     return float((wanted.exp() * (wanted - log_probs)).sum(-1).double().sum())

@@ -31,3 +31,11 @@ class SiteStatistics:
     def tokens_seen(self) -> int:
         """How many tokens reached the input."""
         return int(np.isfinite(self.token_absmax).sum())
+
+    def joined(self, other: SiteStatistics) -> SiteStatistics:
+        """Returns the statistics over the windows of both, which have as many tokens each."""
+        return SiteStatistics(
+            np.concatenate([self.token_absmax, other.token_absmax]),
+            np.maximum(self.channel_max, other.channel_max),
+            np.minimum(self.channel_min, other.channel_min),
+        )

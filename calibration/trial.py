@@ -76,7 +76,7 @@ def make_trial(
     Raises:
         CalibrationError: A scale would be zero or not finite; the message names the linear.
     """
-    centres = _centres(statistics) if smoothing and smoothing.shift else {}
+    centres = _centres(structure, statistics, smoothing)
     absmax = {name: _centred_absmax(site, centres.get(name)) for name, site in statistics.items()}
     solved = solve_folds(model, points, smoothing, absmax) if smoothing else SolvedFolds((), {}, {})
     shifts = {name: behind_folds(name, z, solved) for name, z in centres.items()}
@@ -86,6 +86,8 @@ def make_trial(
         tops = clipping_points(model, structure, windows, lead, tops, rule, shifts=shifts, key_values=key_values)
     bits = bits or Bits()
     scales = {site.name: _scale(site.name, tops[site.name], bits.activations) for site in structure.sites}
+    if smoothing and smoothing.shift == "down":
+        shifts = {name: _on_grid(z, scales[name]) for name, z in shifts.items()}
     say("Quantising the weights…", level=1)
     return Trial(lead, key_values, solved, scales, FakeQuantizer(model, structure, bits), shifts)
 
@@ -95,9 +97,19 @@ def shift_name(site: str) -> str:
     return f"{site}.input_shift"
 
 
-def _centres(statistics: dict[str, SiteStatistics]) -> dict[str, torch.Tensor]:
-    """Returns z = (max + min) / 2 of each channel (arXiv 2406.18832, symmetrisation)."""
-    return {name: torch.from_numpy((site.channel_max + site.channel_min) / 2) for name, site in statistics.items()}
+def _centres(
+    structure: DecoderStructure, statistics: dict[str, SiteStatistics], smoothing: Smoothing | None
+) -> dict[str, torch.Tensor]:
+    """Returns z = (max + min) / 2 of each channel of the shifted inputs (arXiv 2406.18832, symmetrisation)."""
+    which = smoothing.shift if smoothing else "none"
+    shifted = [site.name for site in structure.sites if which == "all" or (which == "down" and site.role == "down")]
+    found = {name: statistics[name] for name in shifted}
+    return {name: torch.from_numpy((site.channel_max + site.channel_min) / 2) for name, site in found.items()}
+
+
+def _on_grid(z: torch.Tensor, scale: float) -> torch.Tensor:
+    """Moves z by half a step at most, so that zero has a code of its own: most products of a GLU are close to it."""
+    return torch.round(z / scale) * scale
 
 
 def _centred_absmax(site: SiteStatistics, centre: torch.Tensor | None) -> torch.Tensor:

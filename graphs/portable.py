@@ -82,10 +82,11 @@ def quantise(
     passes: list[ir.passes.InPlacePass] = []
     if plan.weights == "int8":
         _require_complete(plan, linears)
+        rounded = tensors if plan.rounding == "gptq" else None
         passes = [
-            ShiftInputs(plan.sites, tensors or {}),
+            ShiftInputs(plan.sites, tensors or {}, plan.int8_weights, rounded),
             InsertActivationQdq(plan.sites),
-            QuantizeWeights(plan.int8_weights, tensors if plan.rounding == "gptq" else None),
+            QuantizeWeights(plan.int8_weights, rounded),
             KeepExcluded(plan.excluded),
         ]
     if plan.kv_cache is not None:

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 import torch
-from spikeexport.calibration.forward import KeyValues, Lead, prefix_key_values, run_windows
+from spikeexport.calibration.forward import KeyValues, Lead, prefix_key_values, run_to_layer
 from spikeexport.calibration.foundation.progress import progress_bar
 from spikeexport.calibration.observe import site_hooks
 from spikeexport.calibration.structure.sites import DecoderStructure, Site
@@ -22,7 +22,6 @@ def site_moments(
     windows: np.ndarray,
     lead: Lead,
     *,
-    shifts: Mapping[str, torch.Tensor] | None = None,
     key_values: KeyValues | None = None,
     budget_bytes: int = BUDGET_BYTES,
     batch: int = 4,
@@ -36,7 +35,6 @@ def site_moments(
         structure: Its sites.
         windows: int64 [n, L].
         lead: What stands before each window (prefix positions do not count).
-        shifts: Site name -> what is taken off an input first.
         key_values: The prefix's cache when already known.
         budget_bytes: Memory for moments; at least one layer is gathered at a time.
         batch: Windows per call.
@@ -47,13 +45,10 @@ def site_moments(
     with progress_bar("Measuring how inputs move together", len(groups) * len(windows)) as advance:
         for group in groups:
             sites = tuple(site for site in structure.sites if site.layer in group)
-            gather = _Moments(sites, shifts or {})
-            stop = model.get_submodule(structure.layers[group[-1]]).register_forward_hook(_stop)
-            try:
-                with site_hooks(model, sites, gather.add):
-                    _run(model, windows, lead, key_values, batch, advance)
-            finally:
-                stop.remove()
+            gather = _Moments(sites)
+            last = structure.layers[group[-1]]
+            with site_hooks(model, sites, gather.add):
+                run_to_layer(model, last, windows, lead, batch=batch, key_values=key_values, advance=advance)
             yield from gather.results()
 
 
@@ -61,7 +56,7 @@ def layer_groups(structure: DecoderStructure, budget_bytes: int) -> list[range]:
     """Cuts the layers into consecutive groups whose moments fit the budget together."""
     groups: list[range] = []
     size = 0
-    for layer in range(len(structure.layers)):
+    for layer in sorted({site.layer for site in structure.sites}):
         own = sum(4 * site.channels**2 for site in structure.in_layer(layer))
         if groups and size + own <= budget_bytes:
             groups[-1] = range(groups[-1].start, layer + 1)
@@ -73,36 +68,16 @@ def layer_groups(structure: DecoderStructure, budget_bytes: int) -> list[range]:
 
 
 class _Moments:
-    def __init__(self, sites: Sequence[Site], shifts: Mapping[str, torch.Tensor]) -> None:
-        self._shifts = shifts
+    def __init__(self, sites: Sequence[Site]) -> None:
         self._sites = sites
         self._sum = {site.name: torch.zeros(site.channels, site.channels) for site in sites}
         self._tokens = dict.fromkeys(self._sum, 0)
 
     def add(self, site: Site, x: torch.Tensor) -> None:
-        flat = x.detach().flatten(0, -2).float() - self._shifts.get(site.name, torch.zeros(()))
+        flat = x.detach().flatten(0, -2).float()
         self._sum[site.name].addmm_(flat.T, flat)
         self._tokens[site.name] += len(flat)
 
     def results(self) -> Iterator[tuple[Site, torch.Tensor]]:
         for site in self._sites:
             yield site, self._sum.pop(site.name) / max(1, self._tokens[site.name])
-
-
-class _Reached(Exception):
-    """The last layer of the group has run."""
-
-
-def _stop(_module: nn.Module, _args: tuple, _output: object) -> None:
-    raise _Reached
-
-
-def _run(model: nn.Module, windows: np.ndarray, lead: Lead, key_values, batch: int, advance) -> None:
-    for start in range(0, len(windows), batch):
-        rows = windows[start : start + batch]
-        try:
-            for _ in run_windows(model, rows, lead, batch=batch, key_values=key_values, body_only=True):
-                pass
-        except _Reached:
-            pass
-        advance(len(rows))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Collection
 
 import numpy as np
 import torch
@@ -25,9 +25,7 @@ def round_with_compensation(
     windows: np.ndarray,
     lead: Lead,
     *,
-    shifts: Mapping[str, torch.Tensor] | None = None,
     key_values: KeyValues | None = None,
-    leave: Collection[str] = (),
 ) -> PlanTensors:
     """Rounds every decoder weight, a few layers at a time.
 
@@ -36,9 +34,7 @@ def round_with_compensation(
         structure: Its sites.
         windows: int64 [n, L]; `WINDOWS` of them are used, evenly spaced: every kind of text has its part.
         lead: What stands before each window.
-        shifts: Site name -> what is taken off an input before it is quantised.
         key_values: The prefix's cache when already known.
-        leave: Linears whose weight is not INT8.
 
     Returns:
         Per linear its codes int8 [in, out] and their scales float32 [out] under the names that a plan uses.
@@ -48,9 +44,10 @@ def round_with_compensation(
     """
     tensors: PlanTensors = {}
     chosen = np.linspace(0, len(windows) - 1, min(WINDOWS, len(windows))).round().astype(int)
-    gathered = site_moments(model, structure, windows[chosen], lead, shifts=shifts, key_values=key_values)
+    few = windows[chosen]
+    gathered = site_moments(model, structure, few, lead, key_values=key_values)
     for site, moments in gathered:
-        for linear in (name for name in site.linears if name not in leave):
+        for linear in site.linears:
             weight = model.get_submodule(linear).weight.detach().float()  # type: ignore[operator, union-attr]
             try:
                 scale = weight_scale(weight)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Literal
 
 import torch
 from spikeexport.calibration.records.plan import Fold, PlanTensors
@@ -22,7 +23,7 @@ class Smoothing:
         kinds: Which folds it uses.
         alpha: Migration strength.
         center: Whether s has geometric mean 1.
-        shift: Centres every input on zero first (OutlierTune, arXiv 2406.18832).
+        shift: Which inputs are centred on zero first (OutlierTune, arXiv 2406.18832); "down" are those of down_proj.
         power_of_two: Rounds s to powers of two: the folded model is then bit-exact in floating point.
     """
 
@@ -31,7 +32,7 @@ class Smoothing:
     alpha: float
     center: bool = True
     power_of_two: bool = False
-    shift: bool = False
+    shift: Literal["none", "down", "all"] = "none"
 
 
 @dataclass(frozen=True)

@@ -12,13 +12,14 @@ from spikeexport.calibration.checkpoint import Checkpoint, bos_id
 from spikeexport.calibration.foundation.errors import CalibrationError
 from spikeexport.calibration.foundation.progress import progress_bar
 from spikeexport.calibration.text.growing_cache import cache_bytes_per_sequence, growing_cache
+from spikeexport.calibration.text.tokens import ordinary_tokens
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
     from transformers import PreTrainedModel
 
-_MAX_BATCH = 64
+_MAX_BATCH = 128
 _CACHE_BUDGET_BYTES = 768 * 2**20
 
 
@@ -116,12 +117,8 @@ def _start_ids(checkpoint: Checkpoint) -> list[int]:
 
 def _allowed_tokens(checkpoint: Checkpoint, model: PreTrainedModel) -> torch.Tensor:
     """Returns bool [vocab]: ordinary tokens that the tokenizer knows."""
-    tokenizer = checkpoint.tokenizer()
     allowed = torch.zeros(model.get_output_embeddings().weight.shape[0], dtype=torch.bool)
-    allowed[: len(tokenizer)] = True
-    marked = [index for index, token in tokenizer.added_tokens_decoder.items() if token.special]
-    forbidden = {*tokenizer.all_special_ids, *marked, *checkpoint.generation_settings()["eos_token_id"]}
-    allowed[[index for index in forbidden if index < len(allowed)]] = False
+    allowed[torch.from_numpy(ordinary_tokens(checkpoint, model))] = True
     return allowed
 
 

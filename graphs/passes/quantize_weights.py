@@ -104,6 +104,12 @@ def insert_int8_weight(
     return put("Cast", result, name=f"{linear}/weight/Cast", dtype=weight.dtype, shape=shape, to=weight.dtype)
 
 
+def dequantised(linear: str, weight: LazyWeight, rounded: PlanTensors | None = None) -> np.ndarray:
+    """Returns what `insert_int8_weight` makes a weight, float32 [in, out]; arguments and errors as there."""
+    scales, compute_codes = _nearest(linear, weight) if rounded is None else _given(linear, weight, rounded)
+    return compute_codes().astype(np.float32) * scales
+
+
 def _nearest(linear: str, weight: LazyWeight) -> tuple[np.ndarray, Callable[[], np.ndarray]]:
     try:
         scales = weight_scales(weight.read_float32())

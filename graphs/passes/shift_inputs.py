@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import functools
+from collections.abc import Collection, Sequence
 
 import numpy as np
 import onnx_ir as ir
@@ -10,6 +11,7 @@ from spikeexport.calibration.foundation.errors import GraphError
 from spikeexport.calibration.records.plan import InputSite, PlanTensors
 from spikeexport.graphs.insertion import NodeInserter
 from spikeexport.graphs.passes.linears import named_matmuls
+from spikeexport.graphs.passes.quantize_weights import dequantised
 from spikeexport.graphs.weights import LazyWeight, lazy_weight, set_weight
 
 
@@ -17,13 +19,29 @@ class ShiftInputs(ir.passes.InPlacePass):
     """x W + b -> (x - z) W + (b + z W), which is the same function with an input that is centred on zero.
 
     One Sub per site, in front of where its Q/DQ pair goes. A bias that the linear has takes z W up; else an Add with a
-    bias of its own follows. z W is computed in float32 from the weight before it is quantised.
+    bias of its own follows. Where W will be INT8, z W is computed from the dequantised W: rounding errors of the weight
+    would otherwise stay behind as a constant, z times as large.
     """
 
-    def __init__(self, sites: Sequence[InputSite], tensors: PlanTensors) -> None:
-        """Takes the plan's sites, of which those with a shift are changed, and its tensors."""
+    def __init__(
+        self,
+        sites: Sequence[InputSite],
+        tensors: PlanTensors,
+        int8: Collection[str] = (),
+        rounded: PlanTensors | None = None,
+    ) -> None:
+        """Takes the plan's sites, of which those with a shift are changed, and what `QuantizeWeights` will be given.
+
+        Args:
+            sites: Of the plan.
+            tensors: Of the plan; shifts are there.
+            int8: Module paths of the linears whose weight will be INT8.
+            rounded: Holds their codes and scales; None = the nearest codes.
+        """
         self._sites = [site for site in sites if site.shift is not None]
         self._tensors = tensors
+        self._int8 = frozenset(int8)
+        self._rounded = rounded
 
     def call(self, model: ir.Model) -> ir.passes.PassResult:
         """Rewrites `model` in place; must run before weights are quantised.
@@ -50,36 +68,39 @@ class ShiftInputs(ir.passes.InPlacePass):
         assert source is not None
         assert source.dtype is not None
         for linear, node in zip(site.linears, nodes, strict=True):
-            _add_to_bias(graph, node, linear, shift)
+            self._add_to_bias(graph, node, linear, shift)
         z = set_weight(graph, LazyWeight(f"{site.name}.input_shift", lambda: shift, shift.shape, source.dtype))
         put = NodeInserter(graph, min(nodes, key=order.__getitem__))
         centred = put("Sub", source, z, name=f"{site.name}/input/Sub", dtype=source.dtype, shape=source.shape)
         for node in nodes:
             node.replace_input_with(0, centred)
 
+    def _add_to_bias(self, graph: ir.Graph, node: ir.Node, linear: str, shift: np.ndarray) -> None:
+        value = node.inputs[1]
+        if value is None or not value.is_initializer():
+            raise GraphError(f"{linear}: the weight is computed in the graph, so that its input cannot be shifted.")
+        weight = lazy_weight(value)
+        rows, columns = weight.shape.numpy()
+        if rows != len(shift):
+            raise GraphError(f"{linear} reads {rows} channels, the plan's shift has {len(shift)}: make the plan again.")
 
-def _add_to_bias(graph: ir.Graph, node: ir.Node, linear: str, shift: np.ndarray) -> None:
-    value = node.inputs[1]
-    if value is None or not value.is_initializer():
-        raise GraphError(f"{linear}: the weight is computed in the graph, so that its input cannot be shifted.")
-    weight = lazy_weight(value)
-    rows, columns = weight.shape.numpy()
-    if rows != len(shift):
-        raise GraphError(f"{linear} reads {rows} channels, the plan's shift has {len(shift)}: make the plan again.")
+        read = weight.read_float32
+        if linear in self._int8:
+            read = functools.partial(dequantised, linear, weight, self._rounded)
 
-    def moved() -> np.ndarray:
-        return (shift.astype(np.float64) @ weight.read_float32().astype(np.float64)).astype(np.float32)
+        def moved() -> np.ndarray:
+            return (shift.astype(np.float64) @ read().astype(np.float64)).astype(np.float32)
 
-    bias = graph.initializers.get(f"{linear}.bias")
-    if bias is not None:
-        bias.const_value = lazy_weight(bias).changed(lambda b: b + moved())
-        return
-    output = node.outputs[0]
-    added = set_weight(graph, LazyWeight(f"{linear}.bias", moved, (columns,), weight.dtype))
-    add = ir.node("Add", [output, added], name=f"{linear}/bias/Add")
-    graph.insert_after(node, add)
-    add.outputs[0].name, add.outputs[0].shape = f"{linear}/bias/Add/output", output.shape
-    add.outputs[0].type = output.type
-    for reader, index in list(output.uses()):
-        if reader is not add:
-            reader.replace_input_with(index, add.outputs[0])
+        bias = graph.initializers.get(f"{linear}.bias")
+        if bias is not None:
+            bias.const_value = lazy_weight(bias).changed(lambda b: b + moved())
+            return
+        output = node.outputs[0]
+        added = set_weight(graph, LazyWeight(f"{linear}.bias", moved, (columns,), weight.dtype))
+        add = ir.node("Add", [output, added], name=f"{linear}/bias/Add")
+        graph.insert_after(node, add)
+        add.outputs[0].name, add.outputs[0].shape = f"{linear}/bias/Add/output", output.shape
+        add.outputs[0].type = output.type
+        for reader, index in list(output.uses()):
+            if reader is not add:
+                reader.replace_input_with(index, add.outputs[0])

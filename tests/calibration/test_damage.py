@@ -1,47 +1,66 @@
 import pytest
 import torch
 from spikeexport.calibration.checkpoint import bos_id
-from spikeexport.calibration.damage import local_damage
+from spikeexport.calibration.damage import kl_damage
 from spikeexport.calibration.exclusions import TARGET_KL, choose_exclusions, rank
 from spikeexport.calibration.fakequant import FakeQuantizer
-from spikeexport.calibration.forward import Lead
+from spikeexport.calibration.forward import Lead, prefix_key_values
 from spikeexport.calibration.observe import observe_sites
-from spikeexport.calibration.quality import Quality
+from spikeexport.calibration.quality import Quality, Reference, evaluate
 from spikeexport.calibration.structure.sites import discover
 
 from tests.calibration.models import load, text_windows
 
 
-def test_damage_equals_its_definition_and_a_bad_scale_stands_out(tiny_llama_folder, sample_text):
+@pytest.fixture
+def quantised(tiny_llama_folder, sample_text):
+    """A tiny model, its scales of 8 bits with two that are far too coarse, and windows."""
     checkpoint, model = load(tiny_llama_folder)
     structure, lead = discover(model), Lead(bos=bos_id(checkpoint))
-    windows = text_windows(checkpoint, sample_text, 2, 24)
+    windows = text_windows(checkpoint, sample_text, 6, 48)
     statistics = observe_sites(model, structure, windows, lead)
     scales = {name: float(site.channel_absmax.max()) / 127 for name, site in statistics.items()}
-    bad = "model.layers.1.self_attn.o_proj"
-    scales[bad] *= 30
+    coarse = ("model.layers.0.mlp.down_proj", "model.layers.1.self_attn.o_proj")
+    scales |= {name: scales[name] * 12 for name in coarse}
     quantizer = FakeQuantizer(model, structure)
-    damage = local_damage(model, structure, quantizer, scales, windows, lead, batch=1)
-    assert max((site for site in damage if site.endswith("o_proj")), key=damage.__getitem__) == bad
-    assert damage[bad] == pytest.approx(_by_hand(model, quantizer, bad, 1, scales[bad], windows, lead), rel=1e-3)
+    for linear in structure.linears:
+        quantizer.set_weight(linear, model.get_submodule(linear).weight.detach())
+    return model, structure, quantizer, scales, windows, lead, coarse
 
 
-def _by_hand(model, quantizer, name, layer, scale, windows, lead):
-    inputs, hidden = [], []
-    handles = [
-        model.get_submodule(name).register_forward_pre_hook(lambda module, args: inputs.append(args[0])),
-        model.model.layers[layer].register_forward_hook(
-            lambda module, args, output: hidden.append(output[0] if isinstance(output, tuple) else output)
-        ),
-    ]
-    ids = torch.cat([torch.full((len(windows), 1), lead.bos), torch.from_numpy(windows)], 1)
-    model(input_ids=ids, use_cache=False)
-    for handle in handles:
-        handle.remove()
-    x = inputs[0]
-    rounded = torch.clamp(torch.round(x / scale), -128, 127) * scale
-    error = rounded @ quantizer.weight(name).T - x @ model.get_submodule(name).weight.T
-    return float((error.pow(2).sum(-1) / hidden[0].pow(2).sum(-1)).mean())
+def test_damage_predicts_the_measured_divergence(quantised):
+    model, structure, quantizer, scales, windows, lead, coarse = quantised
+    damage = kl_damage(model, structure, quantizer, scales, windows, lead)
+    kept: list[torch.Tensor] = []
+    evaluate(model, windows, lead, keep=kept)
+    kept = [row.float() for row in kept]
+    assert set(sorted(damage, key=lambda site: -damage[site])[:2]) == set(coarse)
+    for site in coarse:
+        with quantizer.active({site: scales[site]}):
+            measured = evaluate(model, windows, lead, reference=Reference(kept)).kl
+        assert damage[site] == pytest.approx(measured, rel=0.35), site
+
+
+def test_damage_grows_with_the_square_of_the_step_and_repeats(quantised):
+    model, structure, quantizer, scales, windows, lead, coarse = quantised
+    once = kl_damage(model, structure, quantizer, scales, windows, lead)
+    assert kl_damage(model, structure, quantizer, scales, windows, lead) == once
+    halved = kl_damage(model, structure, quantizer, {k: v / 2 for k, v in scales.items()}, windows, lead)
+    for site in coarse:
+        assert once[site] / halved[site] == pytest.approx(4, rel=0.4)
+
+
+def test_damage_behind_a_prefix_and_with_a_shift(quantised):
+    model, structure, quantizer, scales, windows, _, coarse = quantised
+    lead = Lead(prefix=(1, 5))
+    cache = prefix_key_values(model, lead.prefix)
+    plain = kl_damage(model, structure, quantizer, scales, windows, lead, key_values=cache)
+    assert kl_damage(model, structure, quantizer, scales, windows, lead) == plain
+    by_steps = {coarse[0]: torch.full((model.config.intermediate_size,), 3 * scales[coarse[0]])}
+    moved = kl_damage(model, structure, quantizer, scales, windows, lead, shifts=by_steps)
+    assert moved[coarse[0]] == pytest.approx(plain[coarse[0]], rel=1e-3)
+    far = {coarse[0]: torch.full((model.config.intermediate_size,), 1000 * scales[coarse[0]])}
+    assert kl_damage(model, structure, quantizer, scales, windows, lead, shifts=far)[coarse[0]] > 100 * plain[coarse[0]]
 
 
 def test_rank_fills_the_budget_by_damage_per_weight():

@@ -37,7 +37,8 @@ def test_every_linear_is_in_a_site_or_excluded(spiky_folder, sample_text_file):
     covered = (*plan.quantized_linears, *plan.excluded_linears)
     assert sorted(covered) == sorted(structure.linears)
     assert all(np.isfinite(site.scale) and site.scale > 0 for site in plan.sites)
-    needed = {fold.scales for fold in plan.folds}
+    needed = {fold.scales for fold in plan.folds} | {site.shift for site in plan.sites if site.shift}
+    assert {site.name for site in plan.sites if site.shift} <= {n for n in plan.quantized_linears if "down" in n}
     if plan.rounding == "gptq":
         needed |= {f"{linear}.{kind}" for linear in plan.int8_weights for kind in ("weight_q", "weight_scale")}
     assert needed == set(tensors)

@@ -1,3 +1,5 @@
+from itertools import permutations
+
 import numpy as np
 import pytest
 import torch
@@ -5,11 +7,12 @@ from spikeexport.calibration.checkpoint import bos_id
 from spikeexport.calibration.forward import Lead, prefix_key_values, run_windows, windows_with_lead
 from spikeexport.calibration.foundation.errors import UsageError
 from spikeexport.calibration.observe import observe_sites
-from spikeexport.calibration.qfep.choose import search_prefix
+from spikeexport.calibration.qfep.choose import LOG_RATIOS_TOLERANCE, search_prefix
 from spikeexport.calibration.qfep.given import given_prefix
 from spikeexport.calibration.qfep.paper import paper_prefix, top_tokens
 from spikeexport.calibration.qfep.prefixquant import prefixquant_prefix
 from spikeexport.calibration.qfep.residual import residual_prefix, spiking_ids
+from spikeexport.calibration.quality import first_token_loss
 from spikeexport.calibration.site_statistics import SiteStatistics
 from spikeexport.calibration.structure.sites import discover
 
@@ -96,7 +99,35 @@ def test_a_prefix_that_raises_the_loss_is_not_admissible(spiky):
     always = search_prefix(model, structure, windows, windows[:2], windows[:1], statistics, bos, bos_loss=1e9)
     assert never.best is None
     assert always.best is not None
-    assert always.best.residue.log_ratios == min(item.residue.log_ratios for item in always.measured)
+    least = min(item.residue.log_ratios for item in always.measured)
+    equal = [item for item in always.measured if item.residue.log_ratios <= least + LOG_RATIOS_TOLERANCE * abs(least)]
+    assert always.best.loss == min(item.loss for item in equal)
+
+
+def test_the_order_of_a_prefix_is_the_one_that_predicts_a_first_token_best(spiky):
+    _, model, windows, token = spiky
+    structure, statistics, _, bos = watch(spiky)
+    found = search_prefix(model, structure, windows, windows[:2], windows, statistics, bos, bos_loss=1e9)
+    ids = min(found.measured, key=lambda item: item.residue.log_ratios).candidate.ids
+    losses = {order: first_token_loss(model, windows, Lead(prefix=order)) for order in permutations(ids)}
+    best = min(losses, key=losses.__getitem__)
+    assert best in {item.candidate.ids for item in found.measured}
+    logits = model(input_ids=torch.tensor([list(best)])).logits[0, -1]
+    by_hand = torch.nn.functional.cross_entropy(logits.expand(windows.size, -1), torch.from_numpy(windows.ravel()))
+    assert losses[best] == pytest.approx(float(by_hand), rel=1e-5)
+    measured = next(item for item in found.measured if item.candidate.ids == best)
+    whole = np.concatenate([np.tile(best, (len(windows), 1)), windows], axis=1)
+    logits = model(input_ids=torch.from_numpy(whole)).logits[:, len(best) : -1]
+    rest = float(torch.nn.functional.cross_entropy(logits.flatten(0, 1), torch.from_numpy(windows[:, 1:].ravel())))
+    length = windows.shape[1]
+    assert measured.loss == pytest.approx((losses[best] + (length - 1) * rest) / length, rel=1e-4)
+    assert token in ids
+    assert len(losses) > 1
+
+
+def test_nothing_predicts_a_first_token_without_a_lead(spiky):
+    _, model, windows, _ = spiky
+    assert first_token_loss(model, windows, Lead()) == 0.0
 
 
 def test_a_given_prefix_is_taken_word_for_word(spiky):

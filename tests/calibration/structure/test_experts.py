@@ -2,17 +2,17 @@ import numpy as np
 import pytest
 import torch
 from spikeexport.calibration.checkpoint import load_model, open_checkpoint
-from spikeexport.calibration.damage import local_damage
-from spikeexport.calibration.fakequant import FakeQuantizer, fake_quantize_input
+from spikeexport.calibration.damage import kl_damage
+from spikeexport.calibration.fakequant import FakeQuantizer
 from spikeexport.calibration.forward import Lead
 from spikeexport.calibration.observe import observe_sites
 from spikeexport.calibration.qfep.paper import _watched
+from spikeexport.calibration.quality import Reference, evaluate
 from spikeexport.calibration.rare_experts import MIN_TOKENS, rare_experts, with_layer_ranges
 from spikeexport.calibration.site_statistics import SiteStatistics
 from spikeexport.calibration.smoothing.points import find_fold_points
 from spikeexport.calibration.spikes import lower_median, spike_ratio
 from spikeexport.calibration.structure.sites import discover
-from torch.nn import functional as F
 from transformers import AutoModelForCausalLM
 
 from tests.tiny_models import tiny_family
@@ -126,24 +126,24 @@ def test_rare_expert_takes_the_ranges_of_its_layer(mixtral, statistics):
     assert filled[f"{block}.0.w1"] is made[f"{block}.0.w1"]
 
 
-def test_damage_of_an_expert_is_what_its_quantisation_does_to_the_layer(mixtral):
+def test_damage_of_an_expert_is_the_divergence_that_its_quantisation_causes(mixtral):
     model = load_model(mixtral)
     structure = discover(model)
     quantizer = FakeQuantizer(model, structure)
+    for linear in structure.linears:
+        quantizer.set_weight(linear, model.get_submodule(linear).weight.detach())
     site = next(s for s in structure.in_layer(0) if s.expert and s.role == "down")
-    scales = {s.name: 0.05 for s in structure.sites}
-    damage = local_damage(model, structure, quantizer, scales, WINDOWS, Lead())
-    outputs = []
-    model.get_submodule("model.layers.0").register_forward_hook(lambda m, args, out: outputs.append(out))
-    linear = model.get_submodule(site.name)
+    absmax = observe_sites(model, structure, WINDOWS, Lead())[site.name].channel_absmax.max()
+    scales = {s.name: float(absmax) / 4 for s in structure.sites}
+    damage = np.mean(
+        [kl_damage(model, structure, quantizer, scales, WINDOWS, Lead(), seed=seed)[site.name] for seed in range(4)]
+    )
+    kept: list[torch.Tensor] = []
     with torch.inference_mode():
-        model(torch.from_numpy(WINDOWS))
-        weight = quantizer.weight(site.name)
-        linear.forward = lambda x: F.linear(fake_quantize_input(x, 0.05), weight)
-        model(torch.from_numpy(WINDOWS))
-    exact, rounded = outputs
-    expected = ((rounded - exact).pow(2).sum(-1) / exact.pow(2).sum(-1)).mean()
-    assert damage[site.name] == pytest.approx(float(expected), rel=1e-2)
+        evaluate(model, WINDOWS, Lead(), keep=kept)
+        with quantizer.active({site.name: scales[site.name]}):
+            measured = evaluate(model, WINDOWS, Lead(), reference=Reference([row.float() for row in kept])).kl
+    assert damage == pytest.approx(measured, rel=0.5)
 
 
 def test_prefix_rates_of_an_expert_come_from_the_hidden_states(mixtral):

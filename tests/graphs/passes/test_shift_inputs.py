@@ -10,6 +10,8 @@ from spikeexport.calibration.structure.sites import discover
 from spikeexport.graphs.passes.linears import named_matmuls
 from spikeexport.graphs.passes.shift_inputs import ShiftInputs
 from spikeexport.graphs.portable import build_portable
+from spikeexport.graphs.quantize import quantize_weight
+from spikeexport.graphs.weights import lazy_weight
 
 from tests.calibration.models import load
 from tests.graphs.decoder_runs import call, open_session
@@ -51,6 +53,25 @@ def test_a_lost_bias_would_show(grouped, tmp_path):
     bias.const_value = bias.const_value.changed(np.zeros_like)
     found, _ = call(open_session(model, tmp_path, "b"), IDS)
     assert np.abs(found - expected).max() > 0.01
+
+
+@pytest.mark.parametrize("variant", ["grouped", "all biases"])
+def test_what_is_given_back_is_what_the_int8_weight_makes_of_the_shift(llama_variant, variant):
+    model = named(llama_variant(variant))
+    weight = lazy_weight(model.graph.initializers[f"{DOWN}.weight_t"]).read_float32()
+    bias = model.graph.initializers.get(f"{DOWN}.bias")
+    before = 0 if bias is None else lazy_weight(bias).read_float32()
+    codes = np.clip(np.rint(weight / np.abs(weight).max(0) * 127) + 1, -127, 127).astype(np.int8)
+    scales = (np.abs(weight).max(0) / 127).astype(np.float32)
+    for rounded, expected in (
+        (None, quantize_weight(weight, scales) * scales),
+        ({f"{DOWN}.weight_q": codes, f"{DOWN}.weight_scale": scales}, codes * scales),
+    ):
+        copy = named(llama_variant(variant))
+        ShiftInputs(SITES[1:], SHIFTS, [DOWN], rounded)(copy)
+        added = lazy_weight(copy.graph.initializers[f"{DOWN}.bias"]).read_float32() - before
+        np.testing.assert_allclose(added, SHIFTS["b"] @ expected, rtol=1e-4, atol=1e-4)
+        assert np.abs(added - SHIFTS["b"] @ weight).max() > 1e-3
 
 
 def test_a_shift_of_another_length_is_refused(grouped):
