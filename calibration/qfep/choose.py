@@ -90,7 +90,7 @@ def search_prefix(
     measured = [_measure(model, structure, few, held_out, item, tokens) for item in _distinct(found)]
     if measured:
         absorbs = min(measured, key=lambda item: item.residue.log_ratios).candidate
-        other = _reordered(model, absorbs, held_out)
+        other = reordered(model, absorbs, held_out)
         if all(other.ids != item.candidate.ids for item in measured):
             measured.append(_measure(model, structure, few, held_out, other, tokens))
     result = PrefixSearch(tuple(measured), bos_loss, _best([item for item in measured if item.loss <= bos_loss]))
@@ -114,7 +114,7 @@ def _best(admissible: list[MeasuredPrefix]) -> MeasuredPrefix | None:
     return min(equal, key=lambda item: item.loss, default=None)
 
 
-def _reordered(model: nn.Module, candidate: PrefixCandidate, held_out: np.ndarray) -> PrefixCandidate:
+def reordered(model: nn.Module, candidate: PrefixCandidate, held_out: np.ndarray) -> PrefixCandidate:
     """Returns the order of a candidate's tokens behind which a text's first token is likeliest."""
     if len(candidate.ids) > _MOST_REORDERED:
         return candidate

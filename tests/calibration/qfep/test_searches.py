@@ -7,7 +7,8 @@ from spikeexport.calibration.checkpoint import bos_id
 from spikeexport.calibration.forward import Lead, prefix_key_values, run_windows, windows_with_lead
 from spikeexport.calibration.foundation.errors import UsageError
 from spikeexport.calibration.observe import observe_sites
-from spikeexport.calibration.qfep.choose import LOG_RATIOS_TOLERANCE, search_prefix
+from spikeexport.calibration.qfep.candidate import PrefixCandidate
+from spikeexport.calibration.qfep.choose import LOG_RATIOS_TOLERANCE, reordered, search_prefix
 from spikeexport.calibration.qfep.given import given_prefix
 from spikeexport.calibration.qfep.paper import paper_prefix, top_tokens
 from spikeexport.calibration.qfep.prefixquant import prefixquant_prefix
@@ -106,23 +107,28 @@ def test_a_prefix_that_raises_the_loss_is_not_admissible(spiky):
 
 def test_the_order_of_a_prefix_is_the_one_that_predicts_a_first_token_best(spiky):
     _, model, windows, token = spiky
-    structure, statistics, _, bos = watch(spiky)
-    found = search_prefix(model, structure, windows, windows[:2], windows, statistics, bos, bos_loss=1e9)
-    ids = min(found.measured, key=lambda item: item.residue.log_ratios).candidate.ids
+    ids = (token, 5, bos_id(spiky[0]))
     losses = {order: first_token_loss(model, windows, Lead(prefix=order)) for order in permutations(ids)}
     best = min(losses, key=losses.__getitem__)
-    assert best in {item.candidate.ids for item in found.measured}
+    assert max(losses.values()) > losses[best]
+    assert reordered(model, PrefixCandidate(ids, "residual"), windows) == PrefixCandidate(best, "residual reordered")
     logits = model(input_ids=torch.tensor([list(best)])).logits[0, -1]
     by_hand = torch.nn.functional.cross_entropy(logits.expand(windows.size, -1), torch.from_numpy(windows.ravel()))
     assert losses[best] == pytest.approx(float(by_hand), rel=1e-5)
-    measured = next(item for item in found.measured if item.candidate.ids == best)
-    whole = np.concatenate([np.tile(best, (len(windows), 1)), windows], axis=1)
-    logits = model(input_ids=torch.from_numpy(whole)).logits[:, len(best) : -1]
-    rest = float(torch.nn.functional.cross_entropy(logits.flatten(0, 1), torch.from_numpy(windows[:, 1:].ravel())))
-    length = windows.shape[1]
-    assert measured.loss == pytest.approx((losses[best] + (length - 1) * rest) / length, rel=1e-4)
-    assert token in ids
-    assert len(losses) > 1
+
+
+def test_the_loss_of_a_candidate_counts_first_tokens(spiky):
+    _, model, windows, _ = spiky
+    structure, statistics, _, bos = watch(spiky)
+    found = search_prefix(model, structure, windows, windows[:2], windows, statistics, bos, bos_loss=1e9)
+    for item in found.measured:
+        lead = item.candidate.ids
+        whole = np.concatenate([np.tile(lead, (len(windows), 1)), windows], axis=1)
+        logits = model(input_ids=torch.from_numpy(whole)).logits[:, len(lead) : -1].flatten(0, 1)
+        rest = float(torch.nn.functional.cross_entropy(logits, torch.from_numpy(windows[:, 1:].ravel())))
+        first = first_token_loss(model, windows, Lead(prefix=lead))
+        length = windows.shape[1]
+        assert item.loss == pytest.approx((first + (length - 1) * rest) / length, rel=1e-4)
 
 
 def test_nothing_predicts_a_first_token_without_a_lead(spiky):
