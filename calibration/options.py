@@ -114,6 +114,11 @@ class PlanOptions:
         return None if self.scales == "auto" else scale_rule(self.scales)
 
     @property
+    def sweeps_vocabulary(self) -> bool:
+        """Whether the ranges of the first layers take in every token of the vocabulary; published methods do not."""
+        return self.smooth.partition(":")[0] == "auto"
+
+    @property
     def smoothing(self) -> Smoothing | None:
         """The smoothing method, or None for "off".
 
@@ -130,7 +135,7 @@ class PlanOptions:
 
 
 _METHODS: dict[str, Smoothing] = {
-    "auto": Smoothing("folds", ALL_FOLDS, DEFAULT_ALPHA, shift="down"),
+    "auto": Smoothing("folds and shift", ALL_FOLDS, DEFAULT_ALPHA, shift="down"),
     "folds": Smoothing("folds", ALL_FOLDS, DEFAULT_ALPHA),
     "smoothquant": Smoothing("smoothquant", frozenset({"norm"}), 0.5, center=False),
     "outliertune": Smoothing("outliertune", ALL_FOLDS, 1.0, shift="all"),

@@ -141,7 +141,7 @@ class _Planner:
 
     def _complete(self, behind: Behind, rest: np.ndarray, points: FoldPoints) -> tuple[Behind, Trial]:
         """Measures the other windows, and the vocabulary, behind the lead that was chosen, and folds the model."""
-        tokens = ordinary_tokens(self._checkpoint, self._model) if self._options.smooth == "auto" else None
+        tokens = ordinary_tokens(self._checkpoint, self._model) if self._options.sweeps_vocabulary else None
         behind = measure_more(self._model, self._structure, behind, rest, tokens)
         return behind, self._trial(behind, points)
 

@@ -47,8 +47,8 @@ ROWS = (
     Row("default", {}),
     Row("default without prefix", {"qfep": "off"}),
     Row("default, no exclusions", {"qfem": "off"}),
-    Row("default, W8A6", {"smooth": "folds:1.0"}, bits=(8, 6)),
-    Row("default, W6A6", {"smooth": "folds:1.0"}, bits=(6, 6)),
+    Row("default, W8A6", {"smooth": "auto:1.0"}, bits=(8, 6)),
+    Row("default, W6A6", {"smooth": "auto:1.0"}, bits=(6, 6)),
     Row("default, W4A8", {}, bits=(4, 8)),
 )
 

@@ -23,7 +23,8 @@ SEARCH_TOKENS = 256
 LOG_RATIOS_TOLERANCE = 0.02
 """Prefixes whose summed log ratios are this close absorb the spikes equally well: the smallest loss decides."""
 
-_MOST_REORDERED = 4
+MOST_REORDERED = 4
+"""Tokens of the longest prefix whose orders are all tried."""
 
 
 @dataclass(frozen=True)
@@ -65,10 +66,11 @@ def search_prefix(
 ) -> PrefixSearch:
     """Runs the paper's search, PrefixQuant's and the residual one, measures each find, and takes the best.
 
-    The tokens of the find that absorbs most are tried in another order too: a token spikes at its first occurrence
-    wherever it stands, but what stands last decides how well a text's first token is predicted. A prefix is admissible
-    only if the floating-point loss on held-out windows does not rise. Among the admissible ones the smallest sum of log
-    ratios over all sites wins, and the smallest loss among equals.
+    The tokens of the find that absorbs most, and those of PrefixQuant's and the residual search together, are tried in
+    another order too: a token spikes at its first occurrence wherever it stands, but what stands last decides how well
+    a text's first token is predicted. A prefix is admissible only if the floating-point loss on held-out windows does
+    not rise. Among the admissible ones the smallest sum of log ratios over all sites wins, and the smallest loss among
+    equals.
 
     Args:
         model: Unquantised, without folds.
@@ -90,9 +92,9 @@ def search_prefix(
     measured = [_measure(model, structure, few, held_out, item, tokens) for item in _distinct(found)]
     if measured:
         absorbs = min(measured, key=lambda item: item.residue.log_ratios).candidate
-        other = reordered(model, absorbs, held_out)
-        if all(other.ids != item.candidate.ids for item in measured):
-            measured.append(_measure(model, structure, few, held_out, other, tokens))
+        for other in (reordered(model, absorbs, held_out), reordered(model, _together(found), held_out)):
+            if 0 < len(other.ids) <= MOST_REORDERED and all(other.ids != item.candidate.ids for item in measured):
+                measured.append(_measure(model, structure, few, held_out, other, tokens))
     result = PrefixSearch(tuple(measured), bos_loss, _best([item for item in measured if item.loss <= bos_loss]))
     say(f"Prefixes: {result.describe()}", level=1)
     return result
@@ -108,6 +110,12 @@ def _distinct(found: tuple[PrefixCandidate | None, ...]) -> list[PrefixCandidate
     return list(by_ids.values())
 
 
+def _together(found: tuple[PrefixCandidate | None, ...]) -> PrefixCandidate:
+    """Returns the tokens of all searches but the paper's, whose context token absorbs nothing itself."""
+    ids = dict.fromkeys(token for item in found if item and item.method != "paper" for token in item.ids)
+    return PrefixCandidate(tuple(ids), "together")
+
+
 def _best(admissible: list[MeasuredPrefix]) -> MeasuredPrefix | None:
     least = min((item.residue.log_ratios for item in admissible), default=0.0)
     equal = [item for item in admissible if item.residue.log_ratios <= least + LOG_RATIOS_TOLERANCE * abs(least)]
@@ -115,8 +123,8 @@ def _best(admissible: list[MeasuredPrefix]) -> MeasuredPrefix | None:
 
 
 def reordered(model: nn.Module, candidate: PrefixCandidate, held_out: np.ndarray) -> PrefixCandidate:
-    """Returns the order of a candidate's tokens behind which a text's first token is likeliest."""
-    if len(candidate.ids) > _MOST_REORDERED:
+    """Returns the order of up to `MOST_REORDERED` tokens behind which a text's first token is likeliest."""
+    if not 1 < len(candidate.ids) <= MOST_REORDERED:
         return candidate
     losses = {ids: first_token_loss(model, held_out, Lead(prefix=ids)) for ids in permutations(candidate.ids)}
     return PrefixCandidate(min(losses, key=losses.__getitem__), f"{candidate.method} reordered")

@@ -14,7 +14,7 @@ from torch import nn
 MAX_TOKENS = 3
 BRANCHES = 4
 _SPIKE_FACTOR = 8.0
-_MIN_GAIN = 0.1
+_MIN_GAIN = 0.5
 """Least drop of the summed log ratio that makes one more token worth its place."""
 
 

@@ -136,3 +136,11 @@ def test_fewer_activation_bits_cost_more(spiky_folder, sample_text_file, sample_
     assert divergence == sorted(divergence)
     assert divergence[-1] > 3 * divergence[0]
     assert evaluate(model, windows, lead).loss == before.loss
+
+
+def test_only_the_default_smoothing_shifts_down_proj_and_sweeps_the_vocabulary():
+    auto, weaker, folds = (PlanOptions(smooth=smooth) for smooth in ("auto", "auto:0.5", "folds"))
+    assert (auto.smoothing.shift, weaker.smoothing.shift, folds.smoothing.shift) == ("down", "down", "none")
+    assert weaker.smoothing.alpha == 0.5
+    assert [wishes.sweeps_vocabulary for wishes in (auto, weaker, folds)] == [True, True, False]
+    assert PlanOptions(smooth="outliertune").smoothing.shift == "all"

@@ -8,7 +8,7 @@ from spikeexport.calibration.forward import Lead, prefix_key_values, run_windows
 from spikeexport.calibration.foundation.errors import UsageError
 from spikeexport.calibration.observe import observe_sites
 from spikeexport.calibration.qfep.candidate import PrefixCandidate
-from spikeexport.calibration.qfep.choose import LOG_RATIOS_TOLERANCE, reordered, search_prefix
+from spikeexport.calibration.qfep.choose import LOG_RATIOS_TOLERANCE, MOST_REORDERED, reordered, search_prefix
 from spikeexport.calibration.qfep.given import given_prefix
 from spikeexport.calibration.qfep.paper import paper_prefix, top_tokens
 from spikeexport.calibration.qfep.prefixquant import prefixquant_prefix
@@ -115,6 +115,16 @@ def test_the_order_of_a_prefix_is_the_one_that_predicts_a_first_token_best(spiky
     logits = model(input_ids=torch.tensor([list(best)])).logits[0, -1]
     by_hand = torch.nn.functional.cross_entropy(logits.expand(windows.size, -1), torch.from_numpy(windows.ravel()))
     assert losses[best] == pytest.approx(float(by_hand), rel=1e-5)
+
+
+def test_no_prefix_is_measured_twice_and_a_long_one_keeps_its_order(spiky):
+    _, model, windows, _ = spiky
+    structure, statistics, _, bos = watch(spiky)
+    found = search_prefix(model, structure, windows, windows[:2], windows[:1], statistics, bos, bos_loss=1e9)
+    ids = [item.candidate.ids for item in found.measured]
+    assert len(set(ids)) == len(ids)
+    long = PrefixCandidate(tuple(range(3, 4 + MOST_REORDERED)), "prefixquant")
+    assert reordered(model, long, windows) is long
 
 
 def test_the_loss_of_a_candidate_counts_first_tokens(spiky):
