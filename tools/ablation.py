@@ -22,7 +22,12 @@ def main() -> int:
     arguments = _arguments()
     try:
         bench = Bench(
-            arguments.model, arguments.text, arguments.windows, arguments.seqlen, tuple(arguments.calibration)
+            arguments.model,
+            arguments.text,
+            arguments.windows,
+            arguments.seqlen,
+            tuple(arguments.calibration),
+            arguments.samples,
         )
         rows = [bench.run(row) for row in ROWS if not arguments.only or row.name in arguments.only]
         table = {"model": bench.name, "text": Path(arguments.text).name, **bench.protocol, "rows": rows}
@@ -46,6 +51,7 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("model", help="Hugging Face folder, hub id or .gguf file")
     parser.add_argument("--text", required=True, help="text to judge on; calibration must not have seen it")
     parser.add_argument("--calibration", action="append", default=None, help="calibration text, repeatable (self)")
+    parser.add_argument("--samples", type=int, default=None, help="calibration windows (as many as export takes)")
     parser.add_argument("--windows", type=int, default=16)
     parser.add_argument("--seqlen", type=int, default=512)
     parser.add_argument(

@@ -29,7 +29,9 @@ from spikeexport.calibration.text.reading import join_documents, read_text
 class Bench:
     """One model, one text; FP32 is measured once with BOS, and once for each prefix that a row chooses."""
 
-    def __init__(self, model: str, text: str, windows: int, seqlen: int, calibration: tuple[str, ...]) -> None:
+    def __init__(
+        self, model: str, text: str, windows: int, seqlen: int, calibration: tuple[str, ...], samples: int | None = None
+    ) -> None:
         """Opens the model and measures it in FP32."""
         self._checkpoint = open_checkpoint(model)
         self._model = load_model(self._checkpoint)
@@ -39,6 +41,7 @@ class Bench:
         joined = join_documents(read_text(text))
         self._windows = evaluation_windows(self._checkpoint.tokenizer(), joined, seqlen, windows)
         self._calibration = calibration
+        self._samples = samples
         self._bos = Lead(bos=bos_id(self._checkpoint))
         kept: list = []
         self._fp32 = {self._bos: evaluate(self._model, self._windows, self._bos, keep=kept)}
@@ -55,7 +58,7 @@ class Bench:
         """Makes the row's plan and measures it; KL is taken to the original behind BOS, whatever the plan's lead."""
         say(f"== {row.name}")
         start = time.perf_counter()
-        options = PlanOptions(calibration=self._calibration, **row.wishes)
+        options = PlanOptions(calibration=self._calibration, samples=self._samples, **row.wishes)
         plan, tensors = make_plan(self._checkpoint, self._model, options)
         restore_all(self._model, self._originals)
         seconds = time.perf_counter() - start

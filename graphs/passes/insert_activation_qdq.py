@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 import numpy as np
 import onnx_ir as ir
-from spikeexport.calibration.foundation.errors import GraphError
+from spikeexport.calibration.foundation.errors import GraphError, PlanError
 from spikeexport.calibration.foundation.progress import warn
 from spikeexport.calibration.records.plan import InputSite
 from spikeexport.graphs.insertion import NodeInserter
@@ -31,7 +31,7 @@ class InsertActivationQdq(ir.passes.InPlacePass):
 
         Raises:
             GraphError: A linear of the plan is not in the graph, or linears of one site read different tensors.
-            PlanError: A scale is not usable.
+            PlanError: A scale is not usable, or subnormal in an FP16 graph.
         """
         matmuls = named_matmuls(model.graph)
         order = {node: index for index, node in enumerate(model.graph)}
@@ -70,6 +70,8 @@ def _shared_input(site: InputSite, nodes: list[ir.Node]) -> ir.Value:
 
 def _insert_pair(put: NodeInserter, site: InputSite, source: ir.Value) -> ir.Value:
     problem = check_activation_scale(site.scale, site.name)
+    if problem and source.dtype == ir.DataType.FLOAT16:
+        raise PlanError(f"{problem} Export with --dtype bf16 or fp32, or leave it out with --exclude.")
     if problem:
         warn(problem)
     scale = put.constant(f"{site.name}.input_scale", np.float32(site.scale))

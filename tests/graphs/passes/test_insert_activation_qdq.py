@@ -82,3 +82,9 @@ def test_unusable_scale_is_refused_and_a_subnormal_one_warned_about(grouped, cap
         quantised(grouped, DOWN.model_copy(update={"scale": 0.0}))
     quantised(grouped, DOWN.model_copy(update={"scale": 1e-5}))
     assert "subnormal in FP16" in capsys.readouterr().err
+
+
+def test_a_scale_that_is_subnormal_in_fp16_is_refused_in_an_fp16_graph(grouped):
+    model = named(grouped, ir.DataType.FLOAT16)
+    with pytest.raises(PlanError, match=r"down_proj: the input scale 1e-05 is subnormal in FP16 .* --dtype bf16"):
+        InsertActivationQdq([DOWN.model_copy(update={"scale": 1e-5})])(model)
