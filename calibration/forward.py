@@ -95,16 +95,16 @@ def run_windows(
 
 
 class _Reached(Exception):
-    """The last wanted layer has run."""
+    """The last wanted module has run."""
 
 
 def _stop(_module: nn.Module, _args: tuple, _output: object) -> None:
     raise _Reached
 
 
-def run_to_layer(
+def run_to_module(
     model: nn.Module,
-    layer: str,
+    last: str,
     windows: np.ndarray,
     lead: Lead,
     *,
@@ -112,13 +112,13 @@ def run_to_layer(
     key_values: KeyValues | None = None,
     advance: Callable[[int], None] = lambda rows: None,
 ) -> None:
-    """Runs windows as `run_windows` does, no further than the decoder layer at module path `layer`.
+    """Runs windows as `run_windows` does, no further than the module at path `last`.
 
     What runs is seen by the caller's hooks alone; `advance` is told the rows of each batch.
     """
     if lead.prefix and key_values is None:
         key_values = prefix_key_values(model, lead.prefix)
-    stop = model.get_submodule(layer).register_forward_hook(_stop)
+    stop = model.get_submodule(last).register_forward_hook(_stop)
     try:
         for start in range(0, len(windows), batch):
             rows = windows[start : start + batch]

@@ -108,13 +108,13 @@ class _Planner:
         self._ratios = self._paper_ratios(plain.statistics)
         if self._options.qfep == "off":
             self._decisions["prefix"] = "off"
-            return self._complete(plain, rest, points)
-        if self._given is not None:
+            behind = plain
+        elif self._given is not None:
             behind = self._measure(Lead(prefix=self._given.ids), first, held_out)
             change = behind.loss - plain.loss
             self._decisions["prefix"] = f"given; changes the floating-point loss by {change:+.4f} nats"
-            return self._complete(behind, rest, points)
-        behind = self._search_lead(plain, first, held_out, points)
+        else:
+            behind = self._search_lead(plain, first, held_out, points)
         return self._complete(behind, rest, points)
 
     def _search_lead(self, plain: Behind, first: np.ndarray, held_out: np.ndarray, points: FoldPoints) -> Behind:

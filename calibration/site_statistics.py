@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -34,8 +34,13 @@ class SiteStatistics:
 
     def joined(self, other: SiteStatistics) -> SiteStatistics:
         """Returns the statistics over the windows of both, which have as many tokens each."""
-        return SiteStatistics(
-            np.concatenate([self.token_absmax, other.token_absmax]),
-            np.maximum(self.channel_max, other.channel_max),
-            np.minimum(self.channel_min, other.channel_min),
+        tokens = np.concatenate([self.token_absmax, other.token_absmax])
+        return replace(self.widened(other.channel_max, other.channel_min), token_absmax=tokens)
+
+    def widened(self, high: np.ndarray, low: np.ndarray) -> SiteStatistics:
+        """Returns the statistics with channel ranges that take in values up to `high` and down to `low` [channels]."""
+        return replace(
+            self,
+            channel_max=np.maximum(self.channel_max, high),
+            channel_min=np.minimum(self.channel_min, low),
         )

@@ -7,11 +7,10 @@ other quotation marks is full of, reach several times the range that a text with
 from __future__ import annotations
 
 import math
-from dataclasses import replace
 
 import numpy as np
 import torch
-from spikeexport.calibration.forward import KeyValues, Lead, prefix_key_values, run_to_layer
+from spikeexport.calibration.forward import KeyValues, Lead, prefix_key_values, run_to_module
 from spikeexport.calibration.foundation.progress import progress_bar
 from spikeexport.calibration.observe import site_hooks
 from spikeexport.calibration.site_statistics import SiteStatistics
@@ -59,17 +58,12 @@ def with_vocabulary(
         flat = x.detach().flatten(0, -2).float()
         if not len(flat):
             return
-        known = widened[site.name]
-        widened[site.name] = replace(
-            known,
-            channel_max=np.maximum(known.channel_max, flat.amax(0).cpu().numpy()),
-            channel_min=np.minimum(known.channel_min, flat.amin(0).cpu().numpy()),
-        )
+        widened[site.name] = widened[site.name].widened(flat.amax(0).cpu().numpy(), flat.amin(0).cpu().numpy())
 
     with (
         site_hooks(model, sites, widen),
         progress_bar("Running every token of the vocabulary through the first layers", len(tokens)) as advance,
     ):
         last = structure.layers[layers - 1]
-        run_to_layer(model, last, tokens[:, None], lead, batch=_BATCH, key_values=key_values, advance=advance)
+        run_to_module(model, last, tokens[:, None], lead, batch=_BATCH, key_values=key_values, advance=advance)
     return widened

@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from spikeexport.calibration.forward import Lead, run_to_module
 from spikeexport.calibration.qfep.candidate import PrefixCandidate
 from spikeexport.calibration.site_statistics import SiteStatistics
 from spikeexport.calibration.spikes import spike_ratio
@@ -75,29 +76,18 @@ def _watched(structure: DecoderStructure, worst: str) -> str:
     return site.name if site.expert is None else structure.layers[site.layer]
 
 
-@torch.inference_mode()
 def _rates(model: nn.Module, watched: str, sequences: list[tuple[int, ...]], head: int) -> np.ndarray:
     """Returns S[first t] / S[second t] at a linear's input or a layer's output for sequences [head.., c, t, c, t]."""
     seen: list[torch.Tensor] = []
 
-    def stop(module: nn.Module, args: tuple, output: Any) -> None:
+    def look(module: nn.Module, args: tuple, output: Any) -> None:
         states = args[0] if isinstance(module, nn.Linear) else output[0] if isinstance(output, tuple) else output
         seen.append(states.abs().amax(-1).float())
-        raise _Reached
 
-    decoder: Any = model.base_model
-    handle = model.get_submodule(watched).register_forward_hook(stop)
+    handle = model.get_submodule(watched).register_forward_hook(look)
     try:
-        for start in range(0, len(sequences), _BATCH):
-            try:
-                decoder(input_ids=torch.tensor(sequences[start : start + _BATCH]), use_cache=False)
-            except _Reached:
-                continue
+        run_to_module(model, watched, np.asarray(sequences, dtype=np.int64), Lead(), batch=_BATCH)
     finally:
         handle.remove()
     absmax = torch.cat(seen).numpy()
     return absmax[:, head + 1] / np.maximum(absmax[:, head + 3], np.finfo(np.float32).tiny)
-
-
-class _Reached(Exception):
-    """The watched input was seen."""

@@ -6,7 +6,7 @@ from collections.abc import Iterator, Sequence
 
 import numpy as np
 import torch
-from spikeexport.calibration.forward import KeyValues, Lead, prefix_key_values, run_to_layer
+from spikeexport.calibration.forward import KeyValues, Lead, prefix_key_values, run_to_module
 from spikeexport.calibration.foundation.progress import progress_bar
 from spikeexport.calibration.observe import site_hooks
 from spikeexport.calibration.structure.sites import DecoderStructure, Site
@@ -48,7 +48,7 @@ def site_moments(
             gather = _Moments(sites)
             last = structure.layers[group[-1]]
             with site_hooks(model, sites, gather.add):
-                run_to_layer(model, last, windows, lead, batch=batch, key_values=key_values, advance=advance)
+                run_to_module(model, last, windows, lead, batch=batch, key_values=key_values, advance=advance)
             yield from gather.results()
 
 
@@ -56,7 +56,7 @@ def layer_groups(structure: DecoderStructure, budget_bytes: int) -> list[range]:
     """Cuts the layers into consecutive groups whose moments fit the budget together."""
     groups: list[range] = []
     size = 0
-    for layer in sorted({site.layer for site in structure.sites}):
+    for layer in range(len(structure.layers)):
         own = sum(4 * site.channels**2 for site in structure.in_layer(layer))
         if groups and size + own <= budget_bytes:
             groups[-1] = range(groups[-1].start, layer + 1)
