@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -65,14 +66,20 @@ def measure_behind(
 
 
 def measure_more(
-    model: nn.Module, structure: DecoderStructure, behind: Behind, windows: np.ndarray, tokens: np.ndarray | None
+    model: nn.Module,
+    structure: DecoderStructure,
+    behind: Behind,
+    windows: np.ndarray,
+    tokens: np.ndarray | None,
+    rotations: Mapping[str, torch.Tensor] | None = None,
 ) -> Behind:
     """Adds the statistics of more windows, and of every ordinary token by itself where `tokens` are given."""
     statistics = behind.statistics
     if len(windows):
-        more = observe_sites(model, structure, windows, behind.lead, description="Measuring activations on more text")
+        description = "Measuring activations on more text"
+        more = observe_sites(model, structure, windows, behind.lead, rotations=rotations, description=description)
         statistics = {name: site.joined(more[name]) for name, site in statistics.items()}
     if tokens is not None:
-        statistics = with_vocabulary(model, structure, statistics, tokens, behind.lead)
+        statistics = with_vocabulary(model, structure, statistics, tokens, behind.lead, rotations=rotations)
     seen = max(float(site.channel_absmax.max()) for site in statistics.values())
     return replace(behind, statistics=statistics, largest=max(behind.largest, seen))

@@ -35,7 +35,6 @@ def kl_damage(
     lead: Lead,
     *,
     key_values: KeyValues | None = None,
-    shifts: Mapping[str, torch.Tensor] | None = None,
     seed: int = 0,
 ) -> dict[str, float]:
     """Estimates the mean KL to the floating-point model that each site's quantised input would cause alone.
@@ -45,19 +44,18 @@ def kl_damage(
     Args:
         model: Floating point (folds applied), no fake quantisation active. Its parameters ask for no gradient after.
         structure: Its sites.
-        quantizer: Holds the fake-quantised weights.
+        quantizer: Holds the fake-quantised weights, and what happens to an input before it is quantised.
         scales: Site name -> static scale.
         windows: int64 [n, L], best ones that the scales were not taken from.
         lead: What stands before each window.
         key_values: The prefix's cache when already known.
-        shifts: Site name -> what is taken off an input before it is quantised.
         seed: Of the labels that are drawn.
 
     Returns:
         Site name -> nats per token, summed over the site's linears; 0.0 for an expert that no token reached.
     """
     windows = windows[:, : _tokens(model, structure, windows.shape[1])]
-    meter = _Meter(model, structure, quantizer, scales, shifts or {})
+    meter = _Meter(model, structure, quantizer, scales)
     labels = torch.Generator().manual_seed(seed)
     model.requires_grad_(False)
     with (
@@ -90,13 +88,11 @@ class _Meter:
         structure: DecoderStructure,
         quantizer: FakeQuantizer,
         scales: Mapping[str, float],
-        shifts: Mapping[str, torch.Tensor],
     ) -> None:
         self._model = model
         self._structure = structure
         self._quantizer = quantizer
         self._scales = scales
-        self._shifts = shifts
         self.sums = {site.name: torch.zeros((), dtype=torch.float64) for site in structure.sites}
 
     def hooks(self) -> ExitStack:
@@ -112,12 +108,12 @@ class _Meter:
         return stack
 
     def _hook(self, site: Site, linear: str):
-        shift = self._shifts.get(site.name, torch.zeros(()))
+        transform = self._quantizer.transform(site.name)
         weight, scale = self._quantizer.weight(linear), self._scales[site.name]
 
         def hook(_module: nn.Module, args: tuple, output: torch.Tensor) -> None:
-            centred = args[0].detach() - shift
-            change = F.linear(fake_quantize_input(centred, scale) - centred, weight.to(centred.dtype))
+            ready = transform(args[0].detach())
+            change = F.linear(fake_quantize_input(ready, scale) - ready, weight.to(ready.dtype))
 
             def on_gradient(gradient: torch.Tensor) -> None:
                 self.sums[site.name] += (gradient * change).float().sum(-1).pow(2).sum().double().cpu()

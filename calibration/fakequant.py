@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
-from spikeexport.calibration.structure.sites import DecoderStructure
+from spikeexport.calibration.input_transform import NONE, InputTransform
+from spikeexport.calibration.structure.sites import DecoderStructure, Site
 from torch import nn
 from torch.nn import functional as F
 
@@ -59,18 +60,41 @@ class FakeQuantizer:
     Holds one fake-quantised copy of each decoder weight (float32, as large as the decoder itself).
     """
 
-    def __init__(self, model: nn.Module, structure: DecoderStructure, bits: Bits | None = None) -> None:
+    def __init__(
+        self,
+        model: nn.Module,
+        structure: DecoderStructure,
+        bits: Bits | None = None,
+        transforms: Mapping[str, InputTransform] | None = None,
+    ) -> None:
+        """Quantises every decoder weight to its nearest codes.
+
+        Args:
+            model: Floating point, folds applied.
+            structure: Its sites.
+            bits: 8 and 8 when None.
+            transforms: Site name -> what happens to an input before it is quantised.
+        """
         self._model = model
         self._structure = structure
         self._bits = bits or Bits()
+        self._transforms = transforms or {}
         self._weights = {
-            linear: fake_quantize_weight(model.get_submodule(linear).weight, self._bits.weights)  # type: ignore[arg-type]
-            for linear in structure.linears
+            linear: fake_quantize_weight(self._rotated_weight(site, linear), self._bits.weights)
+            for site in structure.sites
+            for linear in site.linears
         }
 
+    def transform(self, site: str) -> InputTransform:
+        """Returns what happens to a site's input before it is quantised."""
+        return self._transforms.get(site, NONE)
+
     def weight(self, linear: str) -> torch.Tensor:
-        """Returns the fake-quantised weight [out, in] of a linear."""
+        """Returns the fake-quantised weight [out, in] of a linear, which reads a transformed input."""
         return self._weights[linear]
+
+    def _rotated_weight(self, site: Site, linear: str) -> torch.Tensor:
+        return self.transform(site.name).rotate(self._model.get_submodule(linear).weight.detach().float())  # type: ignore[operator, union-attr]
 
     def set_weight(self, linear: str, weight: torch.Tensor) -> None:
         """Replaces a fake-quantised weight, for example by one with error-compensated rounding."""
@@ -81,7 +105,6 @@ class FakeQuantizer:
         self,
         scales: Mapping[str, float | None],
         keep_weights: frozenset[str] = frozenset(),
-        shifts: Mapping[str, torch.Tensor] | None = None,
     ) -> Iterator[None]:
         """While active, sites in `scales` are quantised and every decoder weight is on its INT8 grid.
 
@@ -89,16 +112,20 @@ class FakeQuantizer:
             scales: Site name -> static scale, or None for a dynamic scale per token. Sites left out keep their
                 floating-point input (W8A16).
             keep_weights: Linears whose weight stays floating point too.
-            shifts: Site name -> z [channels], taken off before quantisation; z @ W, of the INT8 weight, gives it back.
         """
         modules = {linear: self._model.get_submodule(linear) for linear in self._structure.linears}
         try:
             for site in self._structure.sites:
-                quantize = self._quantize_input(scales[site.name]) if site.name in scales else _identity
+                transform = self.transform(site.name)
+                if site.name not in scales:
+                    # Its weight is in the rotated basis all the same.
+                    transform = replace(transform, shift=None)
+                    read = transform.rotate
+                else:
+                    read = self._quantize_input(scales[site.name], transform)
                 for linear in site.linears:
                     if linear not in keep_weights:
-                        shift = (shifts or {}).get(site.name) if site.name in scales else None
-                        modules[linear].forward = self._forward(linear, modules[linear], quantize, shift)
+                        modules[linear].forward = self._forward(linear, modules[linear], read, transform.shift)
             yield
         finally:
             for module in modules.values():
@@ -106,31 +133,27 @@ class FakeQuantizer:
                 if "forward" in vars(module):
                     del module.forward
 
-    def _quantize_input(self, scale: float | None):
+    def _quantize_input(self, scale: float | None, transform: InputTransform):
         bits = self._bits.activations
         last: list[tuple[torch.Tensor, torch.Tensor]] = []
 
-        def quantize(x: torch.Tensor, shift: torch.Tensor | None = None) -> torch.Tensor:
+        def quantize(x: torch.Tensor) -> torch.Tensor:
             if last and last[0][0] is x:
                 return last[0][1]
-            centred = x if shift is None else x - shift
-            quantized = fake_quantize_input(centred, token_scale(centred, bits) if scale is None else scale, bits)
+            ready = transform(x)
+            quantized = fake_quantize_input(ready, token_scale(ready, bits) if scale is None else scale, bits)
             last[:] = [(x, quantized)]
             return quantized
 
         return quantize
 
-    def _forward(self, linear: str, module: nn.Module, quantize, shift: torch.Tensor | None):
+    def _forward(self, linear: str, module: nn.Module, read, shift: torch.Tensor | None):
         weight, bias = self._weights[linear], module.bias
         if shift is not None:
+            # What was taken off comes back through the INT8 weight.
             bias = F.linear(shift, weight, bias)  # type: ignore[arg-type]
-            return lambda x: F.linear(quantize(x, shift), weight, bias)
 
         def forward(x: torch.Tensor) -> torch.Tensor:
-            return F.linear(quantize(x), weight, bias)  # type: ignore[arg-type]
+            return F.linear(read(x), weight, bias)  # type: ignore[arg-type]
 
         return forward
-
-
-def _identity(x: torch.Tensor) -> torch.Tensor:
-    return x

@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 
 import numpy as np
 import torch
 from spikeexport.calibration.forward import KeyValues, Lead, prefix_key_values, run_windows
 from spikeexport.calibration.foundation.errors import CalibrationError
 from spikeexport.calibration.foundation.progress import progress_bar
-from spikeexport.calibration.rare_experts import with_layer_ranges
-from spikeexport.calibration.site_statistics import SiteStatistics
+from spikeexport.calibration.input_transform import rotate
+from spikeexport.calibration.site_statistics import Ranges, SiteStatistics, nothing_seen
 from spikeexport.calibration.structure.experts import Routed
 from spikeexport.calibration.structure.sites import DecoderStructure, Site
 from torch import nn
@@ -48,6 +48,7 @@ def observe_sites(
     *,
     batch: int = 4,
     key_values: KeyValues | None = None,
+    rotations: Mapping[str, torch.Tensor] | None = None,
     description: str = "Measuring activations",
     on_rows: Callable[[slice], None] | None = None,
 ) -> dict[str, SiteStatistics]:
@@ -60,46 +61,58 @@ def observe_sites(
         lead: BOS (measured, as in the paper) or prefix (its positions are not measured).
         batch: Windows per call.
         key_values: The prefix's cache when already known.
+        rotations: Site name -> rotation whose output's ranges are measured too.
         description: Shown by the progress bar.
         on_rows: Called after each batch with its rows.
 
     Returns:
-        Site name -> statistics; experts that few tokens reached have the ranges of their layer.
+        Site name -> statistics (`with_layer_ranges` fills in experts that few tokens reached).
 
     Raises:
         CalibrationError: An activation is NaN or infinite; the message names the linear.
     """
     if lead.prefix and key_values is None:
         key_values = prefix_key_values(model, lead.prefix)
-    gather = _Gather(model, structure, len(windows), windows.shape[1] + len(lead.inline))
+    gather = _Gather(model, structure, len(windows), windows.shape[1] + len(lead.inline), rotations or {})
     with site_hooks(model, structure.sites, gather.add), progress_bar(description, len(windows)) as advance:
         for rows, _ in run_windows(model, windows, lead, batch=batch, key_values=key_values, body_only=True):
             gather.next_rows()
             if on_rows is not None:
                 on_rows(rows)
             advance(rows.stop - rows.start)
-    return with_layer_ranges(structure, gather.result())
+    return gather.result()
 
 
 class _Gather:
-    def __init__(self, model: nn.Module, structure: DecoderStructure, windows: int, tokens: int) -> None:
+    def __init__(
+        self,
+        model: nn.Module,
+        structure: DecoderStructure,
+        windows: int,
+        tokens: int,
+        rotations: Mapping[str, torch.Tensor],
+    ) -> None:
         self._model = model
+        self._rotations = rotations
         self._row = 0
         self._batch = 0
         self._tokens = {site.name: np.full((windows, tokens), np.nan, np.float32) for site in structure.sites}
-        self._max = {site.name: torch.full((site.channels,), -torch.inf) for site in structure.sites}
-        self._min = {site.name: torch.full((site.channels,), torch.inf) for site in structure.sites}
+        self._ranges = {site.name: nothing_seen(site.channels) for site in structure.sites}
+        self._rotated = {site.name: nothing_seen(site.channels) for site in structure.sites if site.name in rotations}
 
     def add(self, site: Site, x: torch.Tensor) -> None:
-        flat = x.detach().flatten(0, -2).float()
-        high, low = flat.amax(0).cpu(), flat.amin(0).cpu()
-        if not (torch.isfinite(high).all() and torch.isfinite(low).all()):
-            raise CalibrationError(
-                f"The input of {site.name} holds NaN or infinite values during calibration: check the checkpoint's "
-                "weights, or run in a wider dtype."
-            )
-        torch.maximum(self._max[site.name], high, out=self._max[site.name])
-        torch.minimum(self._min[site.name], low, out=self._min[site.name])
+        flat = x.detach().flatten(0, -2)
+        if len(flat):
+            seen = Ranges.of(flat)
+            if not seen.finite:
+                raise CalibrationError(
+                    f"The input of {site.name} holds NaN or infinite values during calibration: check the checkpoint's "
+                    "weights, or run in a wider dtype."
+                )
+            self._ranges[site.name] = self._ranges[site.name].joined(seen)
+        if len(flat) and site.name in self._rotated:
+            rotated = Ranges.of(rotate(flat, self._rotations[site.name]))
+            self._rotated[site.name] = self._rotated[site.name].joined(rotated)
         absmax = torch.maximum(x.amax(-1), -x.amin(-1)).float().cpu().numpy()
         table = self._tokens[site.name]
         routed = routed_tokens(self._model, site)
@@ -116,6 +129,6 @@ class _Gather:
 
     def result(self) -> dict[str, SiteStatistics]:
         return {
-            name: SiteStatistics(tokens, self._max[name].numpy(), self._min[name].numpy())
+            name: SiteStatistics(tokens, self._ranges[name], self._rotated.get(name))
             for name, tokens in self._tokens.items()
         }

@@ -36,7 +36,7 @@ class PlanOptions:
         seqlen: Tokens per window; None = `SEQLEN`.
         qfem: "auto", "off", the paper's alpha, "first-last:N" or the path of a published list.
         qfep: "auto", "off", a text, or "ids:1,2,3".
-        smooth: "auto", "off", "folds[:A]", "smoothquant[:A]", "outliertune" or "swiglu".
+        smooth: "auto[:A]", "off", "rotate[:A]", "shift[:A]", "folds[:A]", "smoothquant[:A]", "outliertune" or "swiglu".
         exclude: Glob patterns of linears that stay unquantised.
         excluded_precision: How they are stored and computed.
         weights: "int8"; "fp" needs no plan.
@@ -116,7 +116,7 @@ class PlanOptions:
     @property
     def sweeps_vocabulary(self) -> bool:
         """Whether the ranges of the first layers take in every token of the vocabulary; published methods do not."""
-        return self.smooth.partition(":")[0] == "auto"
+        return self.smooth.partition(":")[0] in ("auto", "rotate", "shift")
 
     @property
     def smoothing(self) -> Smoothing | None:
@@ -135,7 +135,9 @@ class PlanOptions:
 
 
 _METHODS: dict[str, Smoothing] = {
-    "auto": Smoothing("folds and shift", ALL_FOLDS, DEFAULT_ALPHA, shift="down"),
+    "auto": Smoothing("folds, rotation and shift", ALL_FOLDS, DEFAULT_ALPHA, shift="down", rotate="down"),
+    "rotate": Smoothing("folds, rotation and shift of all inputs", ALL_FOLDS, DEFAULT_ALPHA, shift="all", rotate="all"),
+    "shift": Smoothing("folds and shift", ALL_FOLDS, DEFAULT_ALPHA, shift="down"),
     "folds": Smoothing("folds", ALL_FOLDS, DEFAULT_ALPHA),
     "smoothquant": Smoothing("smoothquant", frozenset({"norm"}), 0.5, center=False),
     "outliertune": Smoothing("outliertune", ALL_FOLDS, 1.0, shift="all"),

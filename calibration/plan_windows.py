@@ -27,13 +27,19 @@ class PlanWindows:
         fit: int64 [samples, seqlen], which scales and folds are taken from.
         search: int64 [n, L], which prefixes are searched on.
         held_out: int64 [h, L], which choices are checked on.
+        source: Which of the sources each window of `fit` comes from, int64 [samples].
         info: What `fit` is.
     """
 
     fit: np.ndarray
     search: np.ndarray
     held_out: np.ndarray
+    source: np.ndarray
     info: CalibrationInfo
+
+    def by_source(self) -> list[np.ndarray]:
+        """Returns the windows of `fit`, one int64 [n, seqlen] for each source that has any."""
+        return [self.fit[self.source == source] for source in np.unique(self.source)]
 
 
 def plan_windows(checkpoint: Checkpoint, model, options: PlanOptions) -> PlanWindows:
@@ -46,7 +52,7 @@ def plan_windows(checkpoint: Checkpoint, model, options: PlanOptions) -> PlanWin
         CalibrationError: The text cannot be used.
     """
     from spikeexport.calibration.text import calibration_windows
-    from spikeexport.calibration.text.calibration import SELF
+    from spikeexport.calibration.text.calibration import SELF, window_sources
 
     samples, seqlen = options.samples or SAMPLES, options.seqlen or SEQLEN
     aside = max(1, min(HELD_OUT, samples // 4))
@@ -57,10 +63,13 @@ def plan_windows(checkpoint: Checkpoint, model, options: PlanOptions) -> PlanWin
     ids, info = calibration_windows(checkpoint, model, options.calibration, wanted, seqlen, options.seed)
     if unseen is not None:
         return _beside_unseen(ids, unseen, aside, info)
+    source = window_sources(wanted, len(options.calibration))
     apart = np.linspace(0, len(ids) - 1, aside).round().astype(int)
     fit = np.delete(ids, apart, axis=0)
     info = info.model_copy(update={"samples": samples})
-    return PlanWindows(fit, fit[:SEARCH_WINDOWS, :SEARCH_TOKENS], ids[apart, :HELD_OUT_TOKENS], info)
+    return PlanWindows(
+        fit, fit[:SEARCH_WINDOWS, :SEARCH_TOKENS], ids[apart, :HELD_OUT_TOKENS], np.delete(source, apart), info
+    )
 
 
 def _beside_unseen(ids: np.ndarray, unseen: np.ndarray, aside: int, info: CalibrationInfo) -> PlanWindows:
@@ -71,4 +80,5 @@ def _beside_unseen(ids: np.ndarray, unseen: np.ndarray, aside: int, info: Calibr
     fit = np.concatenate([ids, extra])
     digest = hashlib.sha256(np.ascontiguousarray(fit, dtype="<i8").tobytes()).hexdigest()
     info = info.model_copy(update={"sources": (*info.sources, UNSEEN), "samples": len(fit), "sha256": digest})
-    return PlanWindows(fit, search[:, :SEARCH_TOKENS], held_out[:, :HELD_OUT_TOKENS], info)
+    source = np.repeat([0, 1], [len(ids), len(extra)])
+    return PlanWindows(fit, search[:, :SEARCH_TOKENS], held_out[:, :HELD_OUT_TOKENS], source, info)

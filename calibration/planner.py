@@ -11,21 +11,21 @@ from spikeexport.calibration.exclusions import choose_exclusions
 from spikeexport.calibration.forward import Lead
 from spikeexport.calibration.observe import SiteStatistics, observe_sites
 from spikeexport.calibration.options import PlanOptions
-from spikeexport.calibration.plan_records import exclusions, input_sites
+from spikeexport.calibration.plan_records import exclusions, input_sites, transform_tensors
 from spikeexport.calibration.plan_windows import plan_windows
-from spikeexport.calibration.profiler import profile_windows
+from spikeexport.calibration.profiler import profile_windows, warn_of_rare_experts
 from spikeexport.calibration.qfem import linears_of, sites_at_least, sites_matching, weight_shares
 from spikeexport.calibration.qfep.choose import search_prefix
 from spikeexport.calibration.qfep.given import given_prefix
 from spikeexport.calibration.records.model_id import CalibrationInfo
 from spikeexport.calibration.records.plan import Plan, PlanTensors, Prefix, TradeOff, code_scales_name, codes_name
-from spikeexport.calibration.rounding.round_plan import round_with_compensation, use_codes
+from spikeexport.calibration.rounding.round_plan import nearest_codes, round_with_compensation, use_codes
 from spikeexport.calibration.smoothing.apply import restore_all
 from spikeexport.calibration.smoothing.points import FoldPoints, find_fold_points
 from spikeexport.calibration.spikes import spike_ratio
 from spikeexport.calibration.structure.sites import DecoderStructure, discover
 from spikeexport.calibration.text.tokens import ordinary_tokens
-from spikeexport.calibration.trial import Trial, make_trial
+from spikeexport.calibration.trial import Trial, make_trial, rotations_of
 from spikeexport.calibration.wishes import listed_sites, wished_profile, wished_scale_rule
 from torch import nn
 
@@ -65,6 +65,7 @@ class _Planner:
         self._options = options
         self._alpha, self._smoothing, self._rule = options.alpha, options.smoothing, wished_scale_rule(options)
         self._structure: DecoderStructure = discover(model)
+        self._rotations = rotations_of(self._structure, self._smoothing)
         self._forced = sites_matching(self._structure, options.exclude)
         self._listed = listed_sites(self._structure, options)
         self._given = given_prefix(checkpoint, options.qfep)
@@ -75,19 +76,20 @@ class _Planner:
     def plan(self) -> tuple[Plan, PlanTensors]:
         texts = plan_windows(self._checkpoint, self._model, self._options)
         windows, held_out, self._search_on = texts.fit, texts.held_out, texts.search
-        self._fit = windows
+        self._sources = texts.by_source()
         points = find_fold_points(self._model, self._structure)
         behind, trial = self._choose_lead(windows, held_out, points)
         self._describe_smoothing(points)
         codes = self._round(behind, trial, windows, held_out)
         sites, alpha, trade_off = self._exclude(behind, trial, held_out)
-        codes = self._without_unused(codes, sites)
+        codes = self._codes_of_plan(codes, trial, sites)
+        quantised = input_sites(self._structure, trial, behind.statistics, sites)
         plan = Plan(
             model=self._checkpoint.model_id,
             calibration=texts.info,
             prefix=self._prefix(behind.lead),
             folds=trial.solved.folds,
-            sites=input_sites(self._structure, trial, behind.statistics, sites),
+            sites=quantised,
             excluded=exclusions(
                 self._structure, trial, behind.statistics, self._why, self._options.excluded_precision, sites
             ),
@@ -98,8 +100,7 @@ class _Planner:
             rounding="gptq" if codes else "nearest",
             largest_activation=behind.largest,
         )
-        shifts = {site.shift: trial.shifts[site.name].numpy() for site in plan.sites if site.shift is not None}
-        return plan, {**trial.solved.tensors, **shifts, **codes}
+        return plan, {**trial.solved.tensors, **transform_tensors(quantised, trial), **codes}
 
     def _choose_lead(self, windows: np.ndarray, held_out: np.ndarray, points: FoldPoints) -> tuple[Behind, Trial]:
         # The paper's rule takes its ratios from every window.
@@ -142,17 +143,21 @@ class _Planner:
     def _complete(self, behind: Behind, rest: np.ndarray, points: FoldPoints) -> tuple[Behind, Trial]:
         """Measures the other windows, and the vocabulary, behind the lead that was chosen, and folds the model."""
         tokens = ordinary_tokens(self._checkpoint, self._model) if self._options.sweeps_vocabulary else None
-        behind = measure_more(self._model, self._structure, behind, rest, tokens)
+        behind = measure_more(self._model, self._structure, behind, rest, tokens, self._rotations)
+        warn_of_rare_experts(self._structure, behind.statistics)
         return behind, self._trial(behind, points)
 
     def _measure(self, lead: Lead, windows: np.ndarray, held_out: np.ndarray) -> Behind:
         if lead.prefix:
+            description = "Measuring activations behind the prefix"
             statistics = observe_sites(
-                self._model, self._structure, windows, lead, description="Measuring activations behind the prefix"
+                self._model, self._structure, windows, lead, rotations=self._rotations, description=description
             )
         else:
             info = CalibrationInfo(sources=(), samples=len(windows), seqlen=windows.shape[1], seed=0, sha256="")
-            _, statistics = profile_windows(self._checkpoint, self._model, self._structure, windows, lead, info)
+            _, statistics = profile_windows(
+                self._checkpoint, self._model, self._structure, windows, lead, info, self._rotations
+            )
         return measure_behind(self._model, self._structure, windows, held_out, lead, statistics)
 
     def _paper_ratios(self, statistics: dict[str, SiteStatistics]) -> dict[str, float]:
@@ -169,7 +174,7 @@ class _Planner:
             behind.statistics,
             points,
             self._smoothing,
-            windows=self._fit,
+            sources=self._sources,
             rule=self._rule,
         )
 
@@ -202,7 +207,6 @@ class _Planner:
             held_out,
             behind.lead,
             key_values=trial.key_values,
-            shifts=trial.shifts,
         )
         found = choose_exclusions(
             self._structure,
@@ -226,7 +230,14 @@ class _Planner:
             return {}
         nearest = trial.quality(self._model, held_out, behind.reference)
         kept = {linear: trial.quantizer.weight(linear) for linear in self._structure.linears}
-        codes = round_with_compensation(self._model, self._structure, windows, behind.lead, key_values=trial.key_values)
+        codes = round_with_compensation(
+            self._model,
+            self._structure,
+            windows,
+            behind.lead,
+            transforms=trial.transforms,
+            key_values=trial.key_values,
+        )
         use_codes(trial.quantizer, self._structure.linears, codes)
         compensated = trial.quality(self._model, held_out, behind.reference)
         taken = wish == "gptq" or compensated.kl < nearest.kl
@@ -240,11 +251,18 @@ class _Planner:
             trial.quantizer.set_weight(linear, weight)
         return {}
 
-    def _without_unused(self, codes: PlanTensors, excluded: tuple[str, ...]) -> PlanTensors:
-        """Drops the codes of linears whose weight is not stored as INT8."""
-        linears = linears_of(self._structure, excluded) if self._options.excluded_precision != "w8a16" else ()
-        unused = {name for linear in linears for name in (codes_name(linear), code_scales_name(linear))}
-        return {name: tensor for name, tensor in codes.items() if name not in unused}
+    def _codes_of_plan(self, codes: PlanTensors, trial: Trial, excluded: tuple[str, ...]) -> PlanTensors:
+        """Drops the codes of linears whose weight is not stored as INT8; excluded inputs are not rotated."""
+        if not codes:
+            return codes
+        kept = dict(codes)
+        for linear in linears_of(self._structure, excluded):
+            if self._options.excluded_precision != "w8a16":
+                del kept[codes_name(linear)], kept[code_scales_name(linear)]
+        if self._options.excluded_precision == "w8a16":
+            rotated = [site for site in excluded if trial.quantizer.transform(site).rotation is not None]
+            kept |= nearest_codes(self._model, linears_of(self._structure, rotated))
+        return kept
 
     def _describe_smoothing(self, points: FoldPoints) -> None:
         method = self._smoothing

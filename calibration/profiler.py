@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING
 
 import numpy as np
+import torch
 from spikeexport.calibration.forward import Lead, windows_with_lead
 from spikeexport.calibration.foundation.progress import warn
 from spikeexport.calibration.observe import observe_sites
@@ -36,7 +37,11 @@ def profile_model(checkpoint: Checkpoint, model: nn.Module, ids: np.ndarray, cal
     """
     from spikeexport.calibration.checkpoint import bos_id
 
-    return profile_windows(checkpoint, model, discover(model), ids, Lead(bos=bos_id(checkpoint)), calibration)[0]
+    structure = discover(model)
+    lead = Lead(bos=bos_id(checkpoint))
+    profile, statistics = profile_windows(checkpoint, model, structure, ids, lead, calibration)
+    warn_of_rare_experts(structure, statistics)
+    return profile
 
 
 def profile_windows(
@@ -46,15 +51,17 @@ def profile_windows(
     ids: np.ndarray,
     lead: Lead,
     calibration: CalibrationInfo,
+    rotations: Mapping[str, torch.Tensor] | None = None,
 ) -> tuple[Profile, dict[str, SiteStatistics]]:
-    """Profiles behind any lead and keeps the statistics it was made from; arguments as for `profile_model`."""
+    """Profiles behind any lead and keeps the statistics; arguments as for `profile_model` and `observe_sites`."""
     start = time.perf_counter()
     watch = HiddenStateWatch(model, structure)
     try:
-        statistics = observe_sites(model, structure, ids, lead, description="Profiling activations")
+        statistics = observe_sites(
+            model, structure, ids, lead, rotations=rotations, description="Profiling activations"
+        )
     finally:
         hidden = watch.close()
-    _warn_of_rare_experts(structure, statistics)
     tokens = spike_tokens(structure, statistics, windows_with_lead(ids, lead))
     profile = Profile(
         model=checkpoint.model_id,
@@ -67,7 +74,8 @@ def profile_windows(
     return profile, statistics
 
 
-def _warn_of_rare_experts(structure: DecoderStructure, statistics: dict[str, SiteStatistics]) -> None:
+def warn_of_rare_experts(structure: DecoderStructure, statistics: dict[str, SiteStatistics]) -> None:
+    """Warns of each expert that too few tokens reached."""
     for expert, tokens in rare_experts(structure, statistics).items():
         warn(f"{expert} saw {tokens} calibration tokens of {MIN_TOKENS}: it takes the scales of its layer.")
 

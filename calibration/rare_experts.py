@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import numpy as np
-from spikeexport.calibration.site_statistics import SiteStatistics
+from spikeexport.calibration.site_statistics import Ranges, SiteStatistics
 from spikeexport.calibration.structure.sites import DecoderStructure, Site
 
 MIN_TOKENS = 64
@@ -29,15 +29,20 @@ def with_layer_ranges(structure: DecoderStructure, statistics: dict[str, SiteSta
 
 
 def _joined(site: Site, structure: DecoderStructure, statistics: dict[str, SiteStatistics]) -> SiteStatistics:
-    peers = [other for other in structure.in_layer(site.layer) if other.expert and other.role == site.role]
-    absmax = np.stack(
-        [statistics[other.name].channel_absmax for other in peers if _reached(statistics, other)]
-        or [np.zeros(site.channels, np.float32)]
-    ).max(axis=0)
+    peers = [
+        statistics[other.name]
+        for other in structure.in_layer(site.layer)
+        if other.expert and other.role == site.role and statistics[other.name].tokens_seen > 0
+    ]
+    return SiteStatistics(
+        statistics[site.name].token_absmax,
+        _widest([peer.ranges for peer in peers], site),
+        _widest([peer.rotated for peer in peers if peer.rotated], site) if statistics[site.name].rotated else None,
+    )
+
+
+def _widest(ranges: list[Ranges], site: Site) -> Ranges:
+    absmax = np.stack([one.absmax for one in ranges] or [np.zeros(site.channels, np.float32)]).max(axis=0)
     if site.role == "down":
         absmax = np.full(site.channels, absmax.max(), np.float32)
-    return SiteStatistics(statistics[site.name].token_absmax, absmax, -absmax)
-
-
-def _reached(statistics: dict[str, SiteStatistics], site: Site) -> bool:
-    return statistics[site.name].tokens_seen > 0
+    return Ranges.symmetric(absmax)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -11,6 +11,7 @@ import torch
 from spikeexport.calibration.forward import KeyValues, Lead, run_windows
 from spikeexport.calibration.foundation.errors import UsageError
 from spikeexport.calibration.foundation.progress import progress_bar
+from spikeexport.calibration.input_transform import NONE, InputTransform
 from spikeexport.calibration.observe import site_hooks
 from spikeexport.calibration.structure.sites import DecoderStructure, Site
 from torch import nn
@@ -51,38 +52,47 @@ def scale_rule(text: str) -> ScaleRule:
 def clipping_points(
     model: nn.Module,
     structure: DecoderStructure,
-    windows: np.ndarray,
+    sources: Sequence[np.ndarray],
     lead: Lead,
     absmax: dict[str, float],
     rule: ScaleRule,
     *,
-    shifts: Mapping[str, torch.Tensor] | None = None,
+    transforms: Mapping[str, InputTransform] | None = None,
     key_values: KeyValues | None = None,
     batch: int = 4,
 ) -> dict[str, float]:
-    """Measures the value of each input that becomes the largest INT8 code, in one pass over the windows.
+    """Measures the value of each input that becomes the largest INT8 code: the largest that a source asks for.
+
+    A percentile of all text together would follow the longest source and clip what is usual in another.
 
     Args:
         model: Floating point, folds applied.
         structure: Its sites.
-        windows: int64 [n, L].
+        sources: One int64 [n, L] for each source of text.
         lead: What stands before each window.
-        absmax: Site name -> largest |x| on these windows.
+        absmax: Site name -> largest |x| on all of them.
         rule: A percentile, or least squared error.
-        shifts: Site name -> what is taken off the input first.
+        transforms: Site name -> what happens to the input first.
         key_values: The prefix's cache when already known.
         batch: Windows per call.
     """
-    counts = {site.name: torch.zeros(BINS, dtype=torch.float64) for site in structure.sites}
+    counts: dict[str, torch.Tensor] = {}
+    found = dict.fromkeys(absmax, 0.0)
 
     def count(site: Site, x: torch.Tensor) -> None:
-        centred = x.detach() - (shifts or {}).get(site.name, torch.zeros(()))
-        counts[site.name] += torch.histc(centred.abs().float(), BINS, 0.0, absmax[site.name]).double()
+        ready = (transforms or {}).get(site.name, NONE)(x.detach())
+        counts[site.name] += torch.histc(ready.abs().float(), BINS, 0.0, absmax[site.name]).double()
 
-    with site_hooks(model, structure.sites, count), progress_bar("Choosing scales", len(windows)) as advance:
-        for rows, _ in run_windows(model, windows, lead, batch=batch, key_values=key_values, body_only=True):
-            advance(rows.stop - rows.start)
-    return {name: clipping_point(histogram.numpy(), absmax[name], rule) for name, histogram in counts.items()}
+    total = sum(len(windows) for windows in sources)
+    with site_hooks(model, structure.sites, count), progress_bar("Choosing scales", total) as advance:
+        for windows in sources:
+            counts |= {site.name: torch.zeros(BINS, dtype=torch.float64) for site in structure.sites}
+            for rows, _ in run_windows(model, windows, lead, batch=batch, key_values=key_values, body_only=True):
+                advance(rows.stop - rows.start)
+            for name, histogram in counts.items():
+                if histogram.any():
+                    found[name] = max(found[name], clipping_point(histogram.numpy(), absmax[name], rule))
+    return {name: point or absmax[name] for name, point in found.items()}
 
 
 def clipping_point(histogram: np.ndarray, absmax: float, rule: ScaleRule) -> float:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
+from typing import Literal
 
 import numpy as np
 import torch
@@ -10,12 +12,14 @@ from spikeexport.calibration.fakequant import Bits, FakeQuantizer
 from spikeexport.calibration.forward import KeyValues, Lead, prefix_key_values
 from spikeexport.calibration.foundation.errors import CalibrationError
 from spikeexport.calibration.foundation.progress import say
+from spikeexport.calibration.input_transform import InputTransform, block_for, hadamard
 from spikeexport.calibration.quality import Quality, Reference, evaluate
+from spikeexport.calibration.rare_experts import with_layer_ranges
 from spikeexport.calibration.scales import ScaleRule, clipping_points
-from spikeexport.calibration.site_statistics import SiteStatistics
+from spikeexport.calibration.site_statistics import Ranges, SiteStatistics
 from spikeexport.calibration.smoothing.points import FoldPoints
 from spikeexport.calibration.smoothing.solve import Smoothing, SolvedFolds, solve_folds
-from spikeexport.calibration.structure.sites import DecoderStructure
+from spikeexport.calibration.structure.sites import DecoderStructure, Site
 from torch import nn
 
 
@@ -29,7 +33,7 @@ class Trial:
         solved: The folds that are written into the model right now.
         scales: Site name -> static scale behind the folds.
         quantizer: Fake-quantised weights.
-        shifts: Site name -> z behind the folds, float32 [channels]; empty without a shift.
+        transforms: Site name -> what happens to an input behind the folds before it is quantised.
     """
 
     lead: Lead
@@ -37,14 +41,14 @@ class Trial:
     solved: SolvedFolds
     scales: dict[str, float]
     quantizer: FakeQuantizer
-    shifts: dict[str, torch.Tensor] = field(default_factory=dict)
+    transforms: dict[str, InputTransform] = field(default_factory=dict)
 
     def quality(
         self, model: nn.Module, windows: np.ndarray, reference: Reference, excluded: frozenset[str] = frozenset()
     ) -> Quality:
         """Measures the fake-quantised model on `windows` with the inputs of `excluded` sites left unquantised."""
         scales = {site: scale for site, scale in self.scales.items() if site not in excluded}
-        with self.quantizer.active(scales, shifts=self.shifts):
+        with self.quantizer.active(scales):
             return evaluate(model, windows, self.lead, reference=reference, key_values=self.key_values)
 
 
@@ -56,7 +60,7 @@ def make_trial(
     points: FoldPoints,
     smoothing: Smoothing | None,
     *,
-    windows: np.ndarray | None = None,
+    sources: Sequence[np.ndarray] = (),
     rule: ScaleRule | None = None,
     bits: Bits | None = None,
 ) -> Trial:
@@ -66,30 +70,36 @@ def make_trial(
         model: Floating point; its parameters' data are replaced by the folded ones.
         structure: Its sites.
         lead: The lead that `statistics` were taken behind.
-        statistics: Per site.
+        statistics: Per site; with the ranges of rotated inputs where the method rotates.
         points: Where folds hold.
         smoothing: The method, or None for none.
-        windows: What `statistics` were taken on; a percentile or squared error needs another pass over them.
+        sources: What `statistics` were taken on, by source; a percentile or squared error needs another pass.
         rule: How scales are chosen; None = absmax.
         bits: 8 and 8 when None; anything else is for research.
 
     Raises:
         CalibrationError: A scale would be zero or not finite; the message names the linear.
     """
-    centres = _centres(structure, statistics, smoothing)
-    absmax = {name: _centred_absmax(site, centres.get(name)) for name, site in statistics.items()}
-    solved = solve_folds(model, points, smoothing, absmax) if smoothing else SolvedFolds((), {}, {})
+    rotations = rotations_of(structure, smoothing)
+    statistics = with_layer_ranges(structure, statistics)
+    ranges = {name: _ranges(site, name in rotations) for name, site in statistics.items()}
+    centres = {name: torch.from_numpy(ranges[name].centre) for name in _shifted(structure, smoothing)}
+    absmax = {name: _centred_absmax(seen, centres.get(name)) for name, seen in ranges.items()}
+    solved = solve_folds(model, points, smoothing, absmax, rotations) if smoothing else SolvedFolds((), {}, {})
     shifts = {name: behind_folds(name, z, solved) for name, z in centres.items()}
+    transforms = _transforms(rotations, shifts)
     tops = {name: float(behind_folds(name, values, solved).max()) for name, values in absmax.items()}
     key_values = prefix_key_values(model, lead.prefix) if lead.prefix else None
-    if rule is not None and rule.method != "absmax" and windows is not None:
-        tops = clipping_points(model, structure, windows, lead, tops, rule, shifts=shifts, key_values=key_values)
+    if rule is not None and rule.method != "absmax" and sources:
+        tops = clipping_points(
+            model, structure, sources, lead, tops, rule, transforms=transforms, key_values=key_values
+        )
     bits = bits or Bits()
     scales = {site.name: _scale(site.name, tops[site.name], bits.activations) for site in structure.sites}
     if smoothing and smoothing.shift == "down":
-        shifts = {name: _on_grid(z, scales[name]) for name, z in shifts.items()}
+        transforms = _transforms(rotations, {name: _on_grid(z, scales[name]) for name, z in shifts.items()})
     say("Quantising the weights…", level=1)
-    return Trial(lead, key_values, solved, scales, FakeQuantizer(model, structure, bits), shifts)
+    return Trial(lead, key_values, solved, scales, FakeQuantizer(model, structure, bits, transforms), transforms)
 
 
 def shift_name(site: str) -> str:
@@ -97,14 +107,42 @@ def shift_name(site: str) -> str:
     return f"{site}.input_shift"
 
 
-def _centres(
-    structure: DecoderStructure, statistics: dict[str, SiteStatistics], smoothing: Smoothing | None
-) -> dict[str, torch.Tensor]:
-    """Returns z = (max + min) / 2 of each channel of the shifted inputs (arXiv 2406.18832, symmetrisation)."""
-    which = smoothing.shift if smoothing else "none"
-    shifted = [site.name for site in structure.sites if which == "all" or (which == "down" and site.role == "down")]
-    found = {name: statistics[name] for name in shifted}
-    return {name: torch.from_numpy((site.channel_max + site.channel_min) / 2) for name, site in found.items()}
+def rotation_name(block: int) -> str:
+    """Returns the key of a rotation in a plan's tensors."""
+    return f"rotation.{block}"
+
+
+def rotations_of(structure: DecoderStructure, smoothing: Smoothing | None) -> dict[str, torch.Tensor]:
+    """Returns site name -> rotation [block, block] of the inputs that a method rotates.
+
+    Inputs whose width has no power of two from 16 on as a divisor are left alone.
+    """
+    if smoothing is None:
+        return {}
+    chosen = _chosen(structure, smoothing.rotate)
+    blocks = {site.name: block_for(site.channels, smoothing.block) for site in chosen}
+    matrices = {block: hadamard(block) for block in set(blocks.values()) if block}
+    return {name: matrices[block] for name, block in blocks.items() if block}
+
+
+def _shifted(structure: DecoderStructure, smoothing: Smoothing | None) -> list[str]:
+    """Returns the sites whose channels are centred: by z = (max + min) / 2 (arXiv 2406.18832, symmetrisation)."""
+    return [site.name for site in _chosen(structure, smoothing.shift if smoothing else "none")]
+
+
+def _chosen(structure: DecoderStructure, which: Literal["none", "down", "all"]) -> list[Site]:
+    return [site for site in structure.sites if which == "all" or (which == "down" and site.role == "down")]
+
+
+def _transforms(rotations: dict[str, torch.Tensor], shifts: dict[str, torch.Tensor]) -> dict[str, InputTransform]:
+    return {name: InputTransform(rotations.get(name), shifts.get(name)) for name in {**rotations, **shifts}}
+
+
+def _ranges(statistics: SiteStatistics, rotated: bool) -> Ranges:
+    if not rotated:
+        return statistics.ranges
+    assert statistics.rotated is not None, "measured with the method's rotations"
+    return statistics.rotated
 
 
 def _on_grid(z: torch.Tensor, scale: float) -> torch.Tensor:
@@ -112,10 +150,10 @@ def _on_grid(z: torch.Tensor, scale: float) -> torch.Tensor:
     return torch.round(z / scale) * scale
 
 
-def _centred_absmax(site: SiteStatistics, centre: torch.Tensor | None) -> torch.Tensor:
+def _centred_absmax(seen: Ranges, centre: torch.Tensor | None) -> torch.Tensor:
     if centre is None:
-        return torch.from_numpy(site.channel_absmax)
-    return torch.maximum(torch.from_numpy(site.channel_max) - centre, centre - torch.from_numpy(site.channel_min))
+        return torch.from_numpy(seen.absmax)
+    return torch.maximum(torch.from_numpy(seen.high) - centre, centre - torch.from_numpy(seen.low))
 
 
 def behind_folds(site: str, values: torch.Tensor, solved: SolvedFolds) -> torch.Tensor:

@@ -7,13 +7,15 @@ other quotation marks is full of, reach several times the range that a text with
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 
 import numpy as np
 import torch
 from spikeexport.calibration.forward import KeyValues, Lead, prefix_key_values, run_to_module
 from spikeexport.calibration.foundation.progress import progress_bar
+from spikeexport.calibration.input_transform import rotate
 from spikeexport.calibration.observe import site_hooks
-from spikeexport.calibration.site_statistics import SiteStatistics
+from spikeexport.calibration.site_statistics import Ranges, SiteStatistics
 from spikeexport.calibration.structure.sites import DecoderStructure, Site
 from torch import nn
 
@@ -32,6 +34,7 @@ def with_vocabulary(
     lead: Lead,
     *,
     key_values: KeyValues | None = None,
+    rotations: Mapping[str, torch.Tensor] | None = None,
 ) -> dict[str, SiteStatistics]:
     """Widens the channel ranges of the first layers by what each token, alone behind the lead, gives.
 
@@ -43,6 +46,7 @@ def with_vocabulary(
         tokens: int64 [n], the ordinary tokens; of more than 65536, as many evenly spaced ones.
         lead: What stands before each token.
         key_values: The prefix's cache when already known.
+        rotations: Site name -> rotation, as for `observe_sites`.
     """
     if not (lead.prefix or lead.inline):
         return statistics
@@ -55,10 +59,12 @@ def with_vocabulary(
     widened = dict(statistics)
 
     def widen(site: Site, x: torch.Tensor) -> None:
-        flat = x.detach().flatten(0, -2).float()
+        flat = x.detach().flatten(0, -2)
         if not len(flat):
             return
-        widened[site.name] = widened[site.name].widened(flat.amax(0).cpu().numpy(), flat.amin(0).cpu().numpy())
+        rotation = (rotations or {}).get(site.name)
+        rotated = None if rotation is None else Ranges.of(rotate(flat, rotation))
+        widened[site.name] = widened[site.name].widened(Ranges.of(flat), rotated)
 
     with (
         site_hooks(model, sites, widen),

@@ -17,6 +17,7 @@ from spikeexport.graphs.passes.name_linears import NameLinears
 from spikeexport.graphs.passes.quantize_kv_cache import QuantizeKvCache
 from spikeexport.graphs.passes.quantize_lm_head import QuantizeLmHead
 from spikeexport.graphs.passes.quantize_weights import QuantizeWeights
+from spikeexport.graphs.passes.rotate_inputs import RotateInputs
 from spikeexport.graphs.passes.shift_inputs import ShiftInputs
 from spikeexport.graphs.passes.shift_positions import ShiftPositions
 from spikeexport.graphs.passes.split_attention import PrefixKeyValues, SplitAttention
@@ -84,6 +85,7 @@ def quantise(
         _require_complete(plan, linears)
         rounded = tensors if plan.rounding == "gptq" else None
         passes = [
+            RotateInputs(plan.sites, tensors or {}),
             ShiftInputs(plan.sites, tensors or {}, plan.int8_weights, rounded),
             InsertActivationQdq(plan.sites),
             QuantizeWeights(plan.int8_weights, rounded),

@@ -37,6 +37,8 @@ class InputSite(Record):
         ratio: The paper's spike ratio behind the prefix (None when it was not measured).
         shift: Key of the float32 vector z [channels] in the plan's tensors that is taken off x before it is quantised
             and given back as z @ W in the linears' bias (OutlierTune), or None.
+        rotation: Key of the orthogonal float32 matrix R [block, block] in the plan's tensors by which each block of
+            x's channels is multiplied (before the shift), and R^T the rows of the weights, or None.
     """
 
     name: str
@@ -44,6 +46,7 @@ class InputSite(Record):
     scale: float
     ratio: float | None = None
     shift: str | None = None
+    rotation: str | None = None
 
 
 class Exclusion(Record):

@@ -11,7 +11,8 @@ from spikeexport.calibration.records.plan import Plan, PlanTensors, code_scales_
 
 def needs_tensors(plan: Plan) -> bool:
     """Returns whether a plan refers to tensors at all."""
-    return bool(plan.folds or plan.kv_cache or plan.rounding != "nearest" or any(site.shift for site in plan.sites))
+    transformed = any(site.shift or site.rotation for site in plan.sites)
+    return bool(plan.folds or plan.kv_cache or plan.rounding != "nearest" or transformed)
 
 
 def check_tensors(plan: Plan, tensors: PlanTensors, where: str) -> None:
@@ -28,6 +29,10 @@ def check_tensors(plan: Plan, tensors: PlanTensors, where: str) -> None:
         if not np.isfinite(vector).all() or (positive and not (vector > 0).all()):
             wanted = "finite and > 0" if positive else "finite"
             raise PlanError(f"{where}: {name} holds values that are not {wanted}; save the recipe again.")
+    for name in dict.fromkeys(site.rotation for site in plan.sites if site.rotation):
+        matrix = tensors[name]
+        if matrix.shape[0] != matrix.shape[1] or np.abs(matrix @ matrix.T - np.eye(len(matrix))).max() > 1e-4:
+            raise PlanError(f"{where}: {name} is not an orthogonal matrix; save the recipe again.")
     for linear in plan.int8_weights if plan.rounding != "nearest" else ():
         codes = tensors.get(codes_name(linear))
         columns = len(tensors[code_scales_name(linear)])
@@ -45,6 +50,8 @@ def _floats(plan: Plan) -> Iterator[tuple[str, str, int, bool]]:
     for site in plan.sites:
         if site.shift is not None:
             yield site.shift, f"the shift of {site.name}", 1, False
+        if site.rotation is not None:
+            yield site.rotation, f"the rotation of {site.name}", 2, False
     for layer in range(plan.kv_cache.layers if plan.kv_cache else 0):
         for kind in ("key", "value"):
             yield kv_scale_name(layer, kind), "the KV cache", 2, True

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 
 import numpy as np
 import torch
 from spikeexport.calibration.fakequant import FakeQuantizer, weight_scale
 from spikeexport.calibration.forward import KeyValues, Lead
 from spikeexport.calibration.foundation.errors import CalibrationError
+from spikeexport.calibration.input_transform import NONE, InputTransform
 from spikeexport.calibration.records.plan import PlanTensors, code_scales_name, codes_name
 from spikeexport.calibration.rounding.gptq import damped, gptq_codes
 from spikeexport.calibration.rounding.moments import site_moments
@@ -25,15 +26,17 @@ def round_with_compensation(
     windows: np.ndarray,
     lead: Lead,
     *,
+    transforms: Mapping[str, InputTransform] | None = None,
     key_values: KeyValues | None = None,
 ) -> PlanTensors:
-    """Rounds every decoder weight, a few layers at a time.
+    """Rounds every decoder weight, in the basis of its rotated input, a few layers at a time.
 
     Args:
         model: Floating point, folds applied; not changed.
         structure: Its sites.
         windows: int64 [n, L]; `WINDOWS` of them are used, evenly spaced: every kind of text has its part.
         lead: What stands before each window.
+        transforms: Site name -> what happens to an input before it is quantised.
         key_values: The prefix's cache when already known.
 
     Returns:
@@ -47,8 +50,11 @@ def round_with_compensation(
     few = windows[chosen]
     gathered = site_moments(model, structure, few, lead, key_values=key_values)
     for site, moments in gathered:
+        rotate = (transforms or {}).get(site.name, NONE).rotate
+        # The moments of x R are R^T M R.
+        moments = rotate(rotate(moments).T)
         for linear in site.linears:
-            weight = model.get_submodule(linear).weight.detach().float()  # type: ignore[operator, union-attr]
+            weight = rotate(model.get_submodule(linear).weight.detach().float())  # type: ignore[operator, union-attr]
             try:
                 scale = weight_scale(weight)
                 codes = gptq_codes(weight, scale, damped(moments))
@@ -59,6 +65,18 @@ def round_with_compensation(
                 ) from error
             tensors[codes_name(linear)] = np.ascontiguousarray(codes.numpy().T)
             tensors[code_scales_name(linear)] = scale[:, 0].numpy().copy()
+    return tensors
+
+
+def nearest_codes(model: nn.Module, linears: Collection[str]) -> PlanTensors:
+    """Returns the nearest codes of some linears, under the names and in the shapes of `round_with_compensation`."""
+    tensors: PlanTensors = {}
+    for linear in linears:
+        weight = model.get_submodule(linear).weight.detach().float()  # type: ignore[operator, union-attr]
+        scale = weight_scale(weight)
+        codes = torch.clamp(torch.round(weight / scale), -127, 127).to(torch.int8)
+        tensors[codes_name(linear)] = np.ascontiguousarray(codes.numpy().T)
+        tensors[code_scales_name(linear)] = scale[:, 0].numpy().copy()
     return tensors
 
 

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 import torch
+from spikeexport.calibration.input_transform import BLOCK
 from spikeexport.calibration.records.plan import Fold, PlanTensors
 from spikeexport.calibration.smoothing.apply import fold_point
 from spikeexport.calibration.smoothing.points import FoldPoint, FoldPoints
@@ -24,6 +25,8 @@ class Smoothing:
         alpha: Migration strength.
         center: Whether s has geometric mean 1.
         shift: Which inputs are centred on zero first (OutlierTune, arXiv 2406.18832); "down" are those of down_proj.
+        rotate: Which inputs are rotated (before they are centred); "down" are those of down_proj.
+        block: Channels that are rotated together, at most.
         power_of_two: Rounds s to powers of two: the folded model is then bit-exact in floating point.
     """
 
@@ -33,6 +36,8 @@ class Smoothing:
     center: bool = True
     power_of_two: bool = False
     shift: Literal["none", "down", "all"] = "none"
+    rotate: Literal["none", "down", "all"] = "none"
+    block: int = BLOCK
 
 
 @dataclass(frozen=True)
@@ -51,7 +56,11 @@ class SolvedFolds:
 
 
 def solve_folds(
-    model: nn.Module, points: FoldPoints, method: Smoothing, channel_absmax: Mapping[str, torch.Tensor]
+    model: nn.Module,
+    points: FoldPoints,
+    method: Smoothing,
+    channel_absmax: Mapping[str, torch.Tensor],
+    rotations: Mapping[str, torch.Tensor] | None = None,
 ) -> SolvedFolds:
     """Computes s for each fold point of the method and writes the folds into the model.
 
@@ -61,14 +70,17 @@ def solve_folds(
         model: Floating point; changed in place of its parameters.
         points: Where folds hold.
         method: Which folds, how strong.
-        channel_absmax: Site name -> max |X_j| before any fold, float [channels].
+        channel_absmax: Site name -> max |X_j| before any fold and behind its rotation, float [channels].
+        rotations: Site name -> rotation [block, block]; all channels of a block share one s, which commutes with it.
     """
     folds: list[Fold] = []
     tensors: PlanTensors = {}
     input_scales: dict[str, torch.Tensor] = {}
     chosen = points.of_kinds(method.kinds)
     for point in sorted(chosen, key=lambda point: point.kind == "norm"):
-        s = _solve(model, point, method, torch.stack([channel_absmax[site] for site in point.sites]).amax(0))
+        absmax = torch.stack([channel_absmax[site] for site in point.sites]).amax(0)
+        rotation = (rotations or {}).get(point.sites[0])
+        s = _solve(model, point, method, absmax, 1 if rotation is None else _block(point, len(rotation)))
         fold_point(model, point, s)
         key = f"{point.producer}.smoothing"
         folds.append(
@@ -79,8 +91,17 @@ def solve_folds(
     return SolvedFolds(tuple(folds), tensors, input_scales)
 
 
-def _solve(model: nn.Module, point: FoldPoint, method: Smoothing, channel_absmax: torch.Tensor) -> torch.Tensor:
+def _block(point: FoldPoint, block: int) -> int:
+    """Returns how many channels of the producer share one s, so that s is constant in each rotated block."""
+    whole = point.channels % block == 0 and (point.repeats == 1 or point.group % block == 0)
+    return block if whole else point.channels
+
+
+def _solve(
+    model: nn.Module, point: FoldPoint, method: Smoothing, channel_absmax: torch.Tensor, block: int
+) -> torch.Tensor:
     weights = [model.get_submodule(path).weight.detach().abs().amax(0) for path in point.consumers]  # type: ignore[operator, union-attr]
     weight_absmax = point.reduce_max(torch.stack(weights).amax(0))
-    s = smoothing_scales(point.reduce_max(channel_absmax), weight_absmax, method.alpha, center=method.center)
+    top, weight_top = (values.view(-1, block).amax(1) for values in (point.reduce_max(channel_absmax), weight_absmax))
+    s = smoothing_scales(top, weight_top, method.alpha, center=method.center).repeat_interleave(block)
     return 2.0 ** s.log2().round() if method.power_of_two else s

@@ -46,7 +46,7 @@ def calibration_windows(
         CalibrationError: A source is missing, empty or too short, or holds tokens that the model doesn't know.
     """
     _check_request(sources, samples, seqlen)
-    shares = [samples // len(sources) + (i < samples % len(sources)) for i in range(len(sources))]
+    shares = np.bincount(window_sources(samples, len(sources)), minlength=len(sources)).tolist()
     parts = [
         _windows_of(checkpoint, model, source, share, seqlen, seed + index)
         for index, (source, share) in enumerate(zip(sources, shares, strict=True))
@@ -60,6 +60,11 @@ def calibration_windows(
         sha256=hashlib.sha256(np.ascontiguousarray(ids, dtype="<i8").tobytes()).hexdigest(),
     )
     return ids, info
+
+
+def window_sources(samples: int, sources: int) -> np.ndarray:
+    """Returns which source each of `samples` windows comes from, int64 [samples]: in order, evenly, first ones more."""
+    return np.repeat(np.arange(sources), [samples // sources + (i < samples % sources) for i in range(sources)])
 
 
 def spread_windows(ids: np.ndarray, samples: int, seqlen: int, seed: int) -> np.ndarray:

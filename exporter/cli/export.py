@@ -84,7 +84,7 @@ def run(
         str,
         typer.Option(
             "--smooth",
-            metavar="auto[:A]|off|folds[:A]|smoothquant[:A]|outliertune|swiglu",
+            metavar="auto[:A]|off|rotate[:A]|shift[:A]|folds[:A]|smoothquant[:A]|outliertune|swiglu",
             help="Fold per-channel ranges into the weights.",
         ),
     ] = "auto",

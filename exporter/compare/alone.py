@@ -105,15 +105,20 @@ class _LinearSession:
 
 
 def linear_source(output: ir.Value) -> ir.Value:
-    """Returns the tensor that a linear with this output reads, in front of its quantisation."""
+    """Returns the tensor that a linear with this output reads, in front of rotation, shift and quantisation."""
     node = output.producer()
     while node is not None and node.op_type not in ("MatMul", "Gemm"):
         # In front of a bias's Add, and of a Cast behind a product in another type, comes what a node makes.
         made = (value.producer() for value in node.inputs if value is not None)
         node = next((producer for producer in made if producer is not None), None)
     value = node.inputs[0] if node is not None else None
-    while value is not None and (producer := value.producer()) is not None and producer.op_type in _PASSED_THROUGH:
+    while value is not None and (producer := value.producer()) is not None and _prepares_input(producer):
         value = producer.inputs[0]
     if value is None:
         raise GraphError(f"{output.name} is not the output of a linear: export again.")
     return value
+
+
+def _prepares_input(node: ir.Node) -> bool:
+    # What `export` puts in front of a quantised input is named `<site>/input/<operator>`.
+    return node.op_type in _PASSED_THROUGH or "/input/" in str(node.name)

@@ -30,7 +30,7 @@ def fold_scales(graph: ir.Graph, plan: Plan | None, model: Any) -> Scales:
     """Finds s from the weights on both sides, so that the plan's own vectors are not needed.
 
     For a linear it is the ratio of its rows' absolute maxima before and after the fold (an INT8 scale keeps the latter
-    exactly: absmax / 127), for a norm the ratio of its weights.
+    exactly: absmax / 127), or of their lengths where its input is rotated; for a norm the ratio of its weights.
 
     Args:
         graph: The portable graph.
@@ -40,13 +40,15 @@ def fold_scales(graph: ir.Graph, plan: Plan | None, model: Any) -> Scales:
     inputs: dict[str, np.ndarray] = {}
     outputs: dict[str, np.ndarray] = {}
     modules = dict(model.named_modules())
+    rotated = {linear for site in (plan.sites if plan is not None else ()) if site.rotation for linear in site.linears}
     folds = [fold for fold in (plan.folds if plan is not None else ()) if _is_known(fold, modules)]
     # A norm's fold multiplies the columns of the linears whose rows the others divide: it has to be known first.
     for fold in sorted(folds, key=lambda fold: fold.kind != "norm"):
         if fold.kind == "norm":
             scale = _norm_scale(graph, fold, modules)
         else:
-            scale = _row_scale(graph, fold.producer, modules[fold.producer], inputs.get(fold.producer))
+            known, module = inputs.get(fold.producer), modules[fold.producer]
+            scale = _row_scale(graph, fold.producer, module, known, rotated=fold.producer in rotated)
             outputs[fold.producer] = scale
         for consumer in fold.consumers:
             inputs[consumer] = _over_query_heads(scale, fold, modules, modules[consumer].weight.shape[1])
@@ -57,11 +59,20 @@ def _is_known(fold: Fold, modules: Mapping[str, Any]) -> bool:
     return all(name in modules for name in (fold.producer, *fold.consumers))
 
 
-def _row_scale(graph: ir.Graph, producer: str, module: Any, columns: np.ndarray | None) -> np.ndarray:
+def _row_scale(graph: ir.Graph, producer: str, module: Any, columns: np.ndarray | None, *, rotated: bool) -> np.ndarray:
     """Returns s of a linear's rows; `columns` is what its own input's fold multiplied its columns with."""
     original = module.weight.detach().float().cpu().numpy()
     original = original if columns is None else original * columns
+    if rotated:
+        return np.linalg.norm(original, axis=1) / np.maximum(_folded_length(graph, producer), _TINY)
     return np.abs(original).max(axis=1) / np.maximum(_folded_absmax(graph, producer), _TINY)
+
+
+def _folded_length(graph: ir.Graph, module: str) -> np.ndarray:
+    codes, scale = (graph.initializers[f"{module}.{name}"].const_value for name in ("weight_q", "weight_scale"))
+    assert codes is not None, "a rotated input belongs to an INT8 weight"
+    assert scale is not None, "which has a scale"
+    return np.linalg.norm(codes.numpy().astype(np.float32), axis=0) * scale.numpy().astype(np.float32)
 
 
 def _folded_absmax(graph: ir.Graph, module: str) -> np.ndarray:

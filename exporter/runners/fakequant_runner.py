@@ -3,18 +3,16 @@
 from __future__ import annotations
 
 import contextlib
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from spikeexport.calibration.checkpoint import Checkpoint, open_checkpoint
-from spikeexport.calibration.fakequant import FakeQuantizer
-from spikeexport.calibration.forward import prefix_key_values
+from spikeexport.calibration.forward import KeyValues
+from spikeexport.calibration.planned import planned
 from spikeexport.calibration.records.plan import Plan, PlanTensors
-from spikeexport.calibration.smoothing.apply import apply_folds
-from spikeexport.calibration.structure.sites import DecoderStructure, Site, discover
+from spikeexport.calibration.structure.sites import discover
 from spikeexport.runners.torch_runner import TorchCache, TorchRunner
 
 
@@ -35,20 +33,15 @@ class FakeQuantRunner(TorchRunner):
         super().__init__(checkpoint, prefix_ids=plan.prefix.ids if plan.prefix else ())
         self.plan, self.fold_tensors = plan, tensors
         self.name = f"{checkpoint.name} (fake-quantised)"
-        apply_folds(self.model, plan.folds, tensors)
-        self._key_values = prefix_key_values(self.model, self.prefix_ids) if self.prefix_ids else []
         self._quantized = contextlib.ExitStack()
-        if plan.weights == "int8":
-            structure = planned_structure(discover(self.model), plan)
-            scales = {site.name: site.scale for site in plan.sites}
-            kept = frozenset(one.linear for one in plan.excluded if one.precision != "w8a16")
-            self._quantized.enter_context(FakeQuantizer(self.model, structure).active(scales, kept))
+        inside = planned(self.model, discover(self.model), plan, tensors)
+        self._key_values: KeyValues | None = self._quantized.enter_context(inside)
 
     def prefill(
         self, ids: np.ndarray, attention_mask: np.ndarray | None = None, *, last_only: bool = False
     ) -> tuple[np.ndarray, TorchCache]:
         """Runs sequences from the start, behind the prefix's unquantised cache; see `CausalRunner.prefill`."""
-        if not getattr(self, "_key_values", ()):
+        if not getattr(self, "_key_values", None):
             return super().prefill(ids, attention_mask, last_only=last_only)
         mask = np.ones_like(ids) if attention_mask is None else attention_mask
         depth = len(self.prefix_ids)
@@ -66,22 +59,9 @@ class FakeQuantRunner(TorchRunner):
         from transformers import DynamicCache
 
         cache = DynamicCache()
-        for layer, (key, value) in enumerate(self._key_values):
+        for layer, (key, value) in enumerate(self._key_values or ()):
             cache.update(key.expand(batch, -1, -1, -1), value.expand(batch, -1, -1, -1), layer)
         return cache
-
-
-def planned_structure(structure: DecoderStructure, plan: Plan) -> DecoderStructure:
-    """Returns the structure with a site for each of the plan's, and one for the excluded linears of each tensor."""
-    by_first = {linear: site for site in plan.sites for linear in site.linears}
-    sites: list[Site] = []
-    for site in structure.sites:
-        planned = {by_first[linear].name: by_first[linear] for linear in site.linears if linear in by_first}
-        sites += [replace(site, name=one.name, linears=one.linears) for one in planned.values()]
-        rest = tuple(linear for linear in site.linears if linear not in by_first)
-        if rest:
-            sites.append(replace(site, name=rest[0], linears=rest))
-    return DecoderStructure(structure.layers, tuple(sites))
 
 
 def open_fakequant_runner(model: str, recipe: Path) -> FakeQuantRunner:

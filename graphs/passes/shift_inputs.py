@@ -97,9 +97,9 @@ class ShiftInputs(ir.passes.InPlacePass):
             return
         output = node.outputs[0]
         added = set_weight(graph, LazyWeight(f"{linear}.bias", moved, (columns,), weight.dtype))
-        add = ir.node("Add", [output, added], name=f"{linear}/bias/Add")
+        add = ir.node("Add", [output, added], name=f"{linear}/Add")
         graph.insert_after(node, add)
-        add.outputs[0].name, add.outputs[0].shape = f"{linear}/bias/Add/output", output.shape
+        add.outputs[0].name, add.outputs[0].shape = f"{linear}/Add/output", output.shape
         add.outputs[0].type = output.type
         for reader, index in list(output.uses()):
             if reader is not add:

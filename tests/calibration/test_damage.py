@@ -5,6 +5,7 @@ from spikeexport.calibration.damage import kl_damage
 from spikeexport.calibration.exclusions import TARGET_KL, choose_exclusions, rank
 from spikeexport.calibration.fakequant import FakeQuantizer
 from spikeexport.calibration.forward import Lead, prefix_key_values
+from spikeexport.calibration.input_transform import InputTransform
 from spikeexport.calibration.observe import observe_sites
 from spikeexport.calibration.quality import Quality, Reference, evaluate
 from spikeexport.calibration.structure.sites import discover
@@ -56,11 +57,19 @@ def test_damage_behind_a_prefix_and_with_a_shift(quantised):
     cache = prefix_key_values(model, lead.prefix)
     plain = kl_damage(model, structure, quantizer, scales, windows, lead, key_values=cache)
     assert kl_damage(model, structure, quantizer, scales, windows, lead) == plain
-    by_steps = {coarse[0]: torch.full((model.config.intermediate_size,), 3 * scales[coarse[0]])}
-    moved = kl_damage(model, structure, quantizer, scales, windows, lead, shifts=by_steps)
-    assert moved[coarse[0]] == pytest.approx(plain[coarse[0]], rel=1e-3)
-    far = {coarse[0]: torch.full((model.config.intermediate_size,), 1000 * scales[coarse[0]])}
-    assert kl_damage(model, structure, quantizer, scales, windows, lead, shifts=far)[coarse[0]] > 100 * plain[coarse[0]]
+    for steps, check in (
+        (3, lambda d: d == pytest.approx(plain[coarse[0]], rel=1e-3)),
+        (1000, _much_larger_than(plain)),
+    ):
+        shift = torch.full((model.config.intermediate_size,), steps * scales[coarse[0]])
+        moved = FakeQuantizer(model, structure, transforms={coarse[0]: InputTransform(shift=shift)})
+        for linear in structure.linears:
+            moved.set_weight(linear, quantizer.weight(linear))
+        assert check(kl_damage(model, structure, moved, scales, windows, lead)[coarse[0]])
+
+
+def _much_larger_than(plain):
+    return lambda damage: damage > 100 * plain["model.layers.0.mlp.down_proj"]
 
 
 def test_rank_fills_the_budget_by_damage_per_weight():

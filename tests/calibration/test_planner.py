@@ -2,10 +2,13 @@ import json
 
 import numpy as np
 import pytest
+import torch
 from spikeexport.calibration.fakequant import Bits
 from spikeexport.calibration.forward import Lead
 from spikeexport.calibration.foundation.errors import PlanError, UsageError
+from spikeexport.calibration.input_transform import InputTransform
 from spikeexport.calibration.options import PlanOptions
+from spikeexport.calibration.plan_windows import plan_windows
 from spikeexport.calibration.planned import planned
 from spikeexport.calibration.planner import make_plan
 from spikeexport.calibration.profiler import profile_model
@@ -13,6 +16,7 @@ from spikeexport.calibration.qfem import weight_shares
 from spikeexport.calibration.quality import Reference, evaluate
 from spikeexport.calibration.records.model_id import CalibrationInfo
 from spikeexport.calibration.records.plan import load_plan, save_plan
+from spikeexport.calibration.smoothing.apply import apply_folds
 from spikeexport.calibration.structure.sites import discover
 
 from tests.calibration.models import load, text_windows
@@ -38,7 +42,9 @@ def test_every_linear_is_in_a_site_or_excluded(spiky_folder, sample_text_file):
     assert sorted(covered) == sorted(structure.linears)
     assert all(np.isfinite(site.scale) and site.scale > 0 for site in plan.sites)
     needed = {fold.scales for fold in plan.folds} | {site.shift for site in plan.sites if site.shift}
-    assert {site.name for site in plan.sites if site.shift} <= {n for n in plan.quantized_linears if "down" in n}
+    needed |= {site.rotation for site in plan.sites if site.rotation}
+    changed = {site.name for site in plan.sites if site.shift and site.rotation}
+    assert changed == {name for name in plan.quantized_linears if "down" in name}
     if plan.rounding == "gptq":
         needed |= {f"{linear}.{kind}" for linear in plan.int8_weights for kind in ("weight_q", "weight_scale")}
     assert needed == set(tensors)
@@ -138,9 +144,56 @@ def test_fewer_activation_bits_cost_more(spiky_folder, sample_text_file, sample_
     assert evaluate(model, windows, lead).loss == before.loss
 
 
-def test_only_the_default_smoothing_shifts_down_proj_and_sweeps_the_vocabulary():
-    auto, weaker, folds = (PlanOptions(smooth=smooth) for smooth in ("auto", "auto:0.5", "folds"))
-    assert (auto.smoothing.shift, weaker.smoothing.shift, folds.smoothing.shift) == ("down", "down", "none")
-    assert weaker.smoothing.alpha == 0.5
-    assert [wishes.sweeps_vocabulary for wishes in (auto, weaker, folds)] == [True, True, False]
-    assert PlanOptions(smooth="outliertune").smoothing.shift == "all"
+def test_which_smoothing_rotates_shifts_and_sweeps_the_vocabulary():
+    words = ("auto", "auto:0.5", "rotate", "shift", "folds", "outliertune")
+    wishes = [PlanOptions(smooth=word) for word in words]
+    assert [wish.smoothing.rotate for wish in wishes] == ["down", "down", "all", "none", "none", "none"]
+    assert [wish.smoothing.shift for wish in wishes] == ["down", "down", "all", "down", "none", "all"]
+    assert [wish.sweeps_vocabulary for wish in wishes] == [True, True, True, True, False, False]
+    assert wishes[1].smoothing.alpha == 0.5
+
+
+@pytest.mark.parametrize("smooth", ["auto", "rotate"])
+def test_planning_behind_a_rotation_measures_what_planned_computes(spiky_folder, sample_text_file, sample_text, smooth):
+    checkpoint, model = load(spiky_folder)
+    wishes = {"qfem": "off", "qfep": "off", "smooth": smooth, "scales": "absmax"}
+    options = PlanOptions(calibration=(str(sample_text_file),), **SMALL, **wishes)
+    plan, tensors = make_plan(checkpoint, model, options)
+    fresh = load(spiky_folder)[1]
+    rotated = {site.name: tensors[site.rotation] for site in plan.sites if site.rotation}
+    assert rotated.keys() == ({site.name for site in plan.sites if smooth == "rotate" or "down" in site.name})
+    # No value of the calibration text is clipped: scales were taken where inputs are quantised.
+    reach = {}
+    handles = [
+        fresh.get_submodule(site.name).register_forward_pre_hook(
+            lambda _, args, site=site: reach.__setitem__(
+                site.name, float(InputTransform(*_parts(site, tensors))(args[0]).abs().max()) / site.scale
+            )
+        )
+        for site in plan.sites
+    ]
+    apply_folds(fresh, plan.folds, tensors)
+    windows = plan_windows(checkpoint, fresh, options).fit
+    with torch.inference_mode():
+        fresh(input_ids=torch.from_numpy(np.concatenate([np.full((len(windows), 1), 1), windows], 1)))
+    for handle in handles:
+        handle.remove()
+    assert max(reach.values()) <= 128.6
+    assert min(reach.values()) > 100
+
+
+def _parts(site, tensors):
+    return tuple(torch.from_numpy(tensors[name]) if name else None for name in (site.rotation, site.shift))
+
+
+def test_an_excluded_input_is_not_rotated_and_has_codes_of_its_own(spiky_folder, sample_text_file):
+    wishes = {"exclude": ("model.layers.1.mlp.down_proj",), "qfem": "off", "rounding": "gptq"}
+    (plan, tensors), _ = plan_of(spiky_folder, sample_text_file, **wishes)
+    assert "model.layers.1.mlp.down_proj" not in {site.name for site in plan.sites}
+    fresh = load(spiky_folder)[1]
+    apply_folds(fresh, plan.folds, tensors)
+    for layer, close in ((1, True), (0, False)):
+        name = f"model.layers.{layer}.mlp.down_proj"
+        weight = fresh.get_submodule(name).weight.detach().numpy().T
+        error = tensors[f"{name}.weight_q"] * tensors[f"{name}.weight_scale"] - weight
+        assert (np.abs(error).max() <= 0.51 * tensors[f"{name}.weight_scale"].max()) == close

@@ -1,11 +1,14 @@
 import numpy as np
 import pytest
+from spikeexport.calibration.forward import Lead
 from spikeexport.calibration.foundation.errors import UsageError
+from spikeexport.calibration.observe import observe_sites
 from spikeexport.calibration.options import PlanOptions
 from spikeexport.calibration.planner import make_plan
-from spikeexport.calibration.scales import BINS, ScaleRule, clipping_point, scale_rule
+from spikeexport.calibration.scales import BINS, ScaleRule, clipping_point, clipping_points, scale_rule
+from spikeexport.calibration.structure.sites import discover
 
-from tests.calibration.models import load
+from tests.calibration.models import load, text_windows
 
 
 def histogram_of(values, absmax):
@@ -34,6 +37,24 @@ def test_mse_finds_the_least_squared_error(outliers):
     best = min(squared_error(values, limit) for limit in absmax * np.linspace(0.02, 1, 200))
     assert squared_error(values, point) <= 1.1 * best
     assert outliers == 0 or point < 0.9 * absmax
+
+
+@pytest.mark.parametrize("method", ["percentile:95", "mse"])
+def test_several_sources_take_the_largest_that_any_asks_for(tiny_llama_folder, sample_text, method):
+    checkpoint, model = load(tiny_llama_folder)
+    structure, lead = discover(model), Lead(bos=1)
+    quiet = np.repeat(text_windows(checkpoint, sample_text, 1, 16), 20, axis=0)
+    loud = text_windows(checkpoint, sample_text[::-1], 1, 16)
+    seen = observe_sites(model, structure, np.concatenate([quiet, loud]), lead)
+    absmax = {name: float(site.channel_absmax.max()) for name, site in seen.items()}
+
+    def points(*sources):
+        return clipping_points(model, structure, sources, lead, absmax, scale_rule(method))
+
+    apart, pooled = points(quiet, loud), points(np.concatenate([quiet, loud]))
+    each = points(quiet), points(loud)
+    assert apart == {name: max(each[0][name], each[1][name]) for name in absmax}
+    assert any(apart[name] > 1.01 * pooled[name] for name in absmax)
 
 
 @pytest.mark.parametrize("text", ["percentile:20", "percentile:x", "median", "mse:2"])

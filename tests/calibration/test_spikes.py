@@ -49,8 +49,8 @@ def test_statistics_equal_an_independent_loop(tiny_llama_folder, sample_text):
     handle.remove()
     x = torch.cat(seen)
     np.testing.assert_allclose(found[name].token_absmax, x.abs().amax(-1).numpy(), rtol=1e-4, atol=1e-6)
-    np.testing.assert_allclose(found[name].channel_max, x.flatten(0, 1).amax(0).numpy(), rtol=1e-4, atol=1e-6)
-    np.testing.assert_allclose(found[name].channel_min, x.flatten(0, 1).amin(0).numpy(), rtol=1e-4, atol=1e-6)
+    np.testing.assert_allclose(found[name].ranges.high, x.flatten(0, 1).amax(0).numpy(), rtol=1e-4, atol=1e-6)
+    np.testing.assert_allclose(found[name].ranges.low, x.flatten(0, 1).amin(0).numpy(), rtol=1e-4, atol=1e-6)
 
 
 def test_a_planted_spike_is_found_with_its_token_and_count(tmp_path, sample_text):

@@ -26,7 +26,7 @@ def test_a_token_that_the_text_lacks_widens_the_first_layers(tmp_path, sample_te
         seen = observe_sites(model, structure, windows, lead)
         wide = with_vocabulary(model, structure, seen, tokens, lead)
         assert wide[FIRST].channel_absmax.max() > 5 * seen[FIRST].channel_absmax.max()
-        assert all((wide[FIRST].channel_max >= seen[FIRST].channel_max).tolist())
+        assert all((wide[FIRST].ranges.high >= seen[FIRST].ranges.high).tolist())
         assert wide[FIRST].token_absmax is seen[FIRST].token_absmax
         assert wide[LAST] is seen[LAST]
 
@@ -45,10 +45,10 @@ def test_ranges_are_those_of_each_token_alone(tiny_llama_folder, sample_text):
     handle.remove()
     by_hand = torch.cat(inputs)
     np.testing.assert_allclose(
-        wide[FIRST].channel_max, np.maximum(seen[FIRST].channel_max, by_hand.amax(0)), rtol=1e-3, atol=1e-5
+        wide[FIRST].ranges.high, np.maximum(seen[FIRST].ranges.high, by_hand.amax(0)), rtol=1e-3, atol=1e-5
     )
     np.testing.assert_allclose(
-        wide[FIRST].channel_min, np.minimum(seen[FIRST].channel_min, by_hand.amin(0)), rtol=1e-3, atol=1e-5
+        wide[FIRST].ranges.low, np.minimum(seen[FIRST].ranges.low, by_hand.amin(0)), rtol=1e-3, atol=1e-5
     )
 
 

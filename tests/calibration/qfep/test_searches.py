@@ -14,7 +14,7 @@ from spikeexport.calibration.qfep.paper import paper_prefix, top_tokens
 from spikeexport.calibration.qfep.prefixquant import prefixquant_prefix
 from spikeexport.calibration.qfep.residual import residual_prefix, spiking_ids
 from spikeexport.calibration.quality import first_token_loss
-from spikeexport.calibration.site_statistics import SiteStatistics
+from spikeexport.calibration.site_statistics import Ranges, SiteStatistics
 from spikeexport.calibration.structure.sites import discover
 
 from tests.calibration.models import load, text_windows
@@ -73,11 +73,11 @@ def test_prefixquant_leaves_bos_alone_for_a_rare_single_outlier(tiny_llama_folde
     structure = discover(model)
     ids = np.tile(np.arange(8), (30, 1))
     quiet = np.ones((30, 8), np.float32)
-    statistics = {site.name: SiteStatistics(quiet, np.ones(1), np.ones(1)) for site in structure.sites}
+    statistics = {site.name: SiteStatistics(quiet, Ranges.symmetric(np.ones(1))) for site in structure.sites}
     assert prefixquant_prefix(structure, statistics, ids, 0).ids == (0,)
     loud = quiet.copy()
     loud[3, 4] = 1000.0
-    statistics["model.layers.1.mlp.down_proj"] = SiteStatistics(loud, np.ones(1), np.ones(1))
+    statistics["model.layers.1.mlp.down_proj"] = SiteStatistics(loud, Ranges.symmetric(np.ones(1)))
     assert prefixquant_prefix(structure, statistics, ids, 0).ids == (0,)
     loud[:15, 4] = 1000.0
     assert prefixquant_prefix(structure, statistics, ids, 0).ids == (4, 0)

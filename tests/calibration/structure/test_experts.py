@@ -9,7 +9,7 @@ from spikeexport.calibration.observe import observe_sites
 from spikeexport.calibration.qfep.paper import _watched
 from spikeexport.calibration.quality import Reference, evaluate
 from spikeexport.calibration.rare_experts import MIN_TOKENS, rare_experts, with_layer_ranges
-from spikeexport.calibration.site_statistics import SiteStatistics
+from spikeexport.calibration.site_statistics import Ranges, SiteStatistics
 from spikeexport.calibration.smoothing.points import find_fold_points
 from spikeexport.calibration.spikes import lower_median, spike_ratio
 from spikeexport.calibration.structure.sites import discover
@@ -107,9 +107,9 @@ def test_rare_expert_takes_the_ranges_of_its_layer(mixtral, statistics):
     def with_tokens(name, count, value):
         absmax = np.full((1, 200), np.nan, np.float32)
         absmax[0, :count] = value
-        size = len(statistics[name].channel_max)
+        size = len(statistics[name].ranges.high)
         high = np.linspace(0.1, value, size, dtype=np.float32) if count else np.full(size, -np.inf, np.float32)
-        return SiteStatistics(absmax, high, -high)
+        return SiteStatistics(absmax, Ranges.symmetric(high))
 
     made = {site.name: with_tokens(site.name, 200, 1.0) for site in structure.sites}
     for name, value in (("w1", 2.0), ("w2", 5.0)):

@@ -2,7 +2,9 @@
 
 import numpy as np
 import pytest
-from spikeexport.calibration.checkpoint import open_checkpoint
+from spikeexport.calibration.checkpoint import load_model, open_checkpoint
+from spikeexport.calibration.options import PlanOptions
+from spikeexport.calibration.planner import make_plan
 from spikeexport.calibration.records.plan import save_plan
 from spikeexport.compare.hooks import module_inputs, module_outputs
 from spikeexport.compare.layers import LayerError, bad_alone, compare_layers, compare_modules, first_bad_layer
@@ -10,6 +12,7 @@ from spikeexport.compare.taps import TapSession, chunk_taps, find_taps
 from spikeexport.graphs.reading import read_portable
 from spikeexport.runners.subject import open_subject
 from spikeexport.runners.torch_runner import TorchRunner
+from spikeexport.write_portable import write_portable
 
 from tests.exporter.compare.conftest import EXCLUDED, FAULTY, damaged, made_up_folds
 from tests.naive_plan import naive_plan
@@ -65,6 +68,19 @@ def test_folds_are_undone(exports, runner, windows):
     folded = TapSession(exports / "folded.onnx", find_taps(*_graph(exports / "folded.onnx"))).run(windows)
     up = "model.layers.0.mlp.up_proj"
     assert np.abs(plain[up] - folded[up]).max() > 0.1
+
+
+@pytest.mark.parametrize("smooth", ["auto", "rotate", "shift"])
+def test_shifts_and_rotations_are_undone(tiny_llama_folder, runner, windows, sample_text_file, tmp_path, smooth):
+    checkpoint = open_checkpoint(tiny_llama_folder)
+    wishes = {"samples": 8, "seqlen": 32, "qfem": "off", "qfep": "off", "smooth": smooth, "rounding": "gptq"}
+    model = load_model(checkpoint)
+    plan, tensors = make_plan(checkpoint, model, PlanOptions(calibration=(str(sample_text_file),), **wishes))
+    assert all(site.shift for site in plan.sites if "down" in site.name)
+    write_portable(checkpoint, plan, tensors, tmp_path / "moved.onnx", dtype="fp32")
+    layers = compare_layers(tmp_path / "moved.onnx", runner, windows).layers
+    assert min(layer.snr_db for layer in layers) > 15
+    assert min(layer.alone_snr_db for layer in layers if layer.kind == "linear") > 15
 
 
 def test_int8_errors_are_small_and_marked(exports, runner, windows):

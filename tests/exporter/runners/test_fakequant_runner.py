@@ -2,8 +2,10 @@
 
 import numpy as np
 import pytest
-from spikeexport.calibration.checkpoint import open_checkpoint
+from spikeexport.calibration.checkpoint import load_model, open_checkpoint
 from spikeexport.calibration.foundation.errors import SpikeExportError
+from spikeexport.calibration.options import PlanOptions
+from spikeexport.calibration.planner import make_plan
 from spikeexport.calibration.records.plan import save_plan
 from spikeexport.compare.compare import compare
 from spikeexport.runners.fakequant_runner import FakeQuantRunner
@@ -16,12 +18,26 @@ from tests.naive_plan import naive_plan
 EXCLUDED = {"w8a16": "model.layers.2.mlp.down_proj", "fp32": "model.layers.0.self_attn.k_proj"}
 
 
-@pytest.fixture(scope="module", params=["plain", "prefix and folds"])
-def pair(request, tiny_llama_folder, tmp_path_factory):
+@pytest.fixture(scope="module", params=["plain", "prefix and folds", "shift and codes"])
+def pair(request, tiny_llama_folder, sample_text_file, tmp_path_factory):
     """The same plan as MODEL@RECIPE and as an .onnx."""
     folder = tmp_path_factory.mktemp("fakequant")
     checkpoint = open_checkpoint(tiny_llama_folder)
-    prefix = (9, 7, 1) if request.param != "plain" else ()
+    if request.param == "shift and codes":
+        wishes = {"samples": 4, "seqlen": 32, "qfem": "off", "smooth": "auto", "rounding": "gptq"}
+        plan, tensors = make_plan(
+            checkpoint, load_model(checkpoint), PlanOptions(calibration=(str(sample_text_file),), **wishes)
+        )
+        assert plan.rounding == "gptq"
+        assert any(site.shift for site in plan.sites)
+    else:
+        plan, tensors = _by_hand(checkpoint, (9, 7, 1) if request.param != "plain" else ())
+    save_plan(plan, tensors, folder / "recipe.json")
+    write_portable(checkpoint, plan, tensors, folder / "same.onnx", dtype="fp32")
+    return f"{tiny_llama_folder}@{folder / 'recipe.json'}", folder / "same.onnx"
+
+
+def _by_hand(checkpoint, prefix):
     plan = naive_plan(checkpoint, prefix=prefix, exclude=EXCLUDED.values())
     kept = [one.model_copy(update={"precision": name}) for name, one in zip(EXCLUDED, plan.excluded, strict=True)]
     folds, tensors = made_up_folds() if prefix else ((), {})
@@ -31,9 +47,7 @@ def pair(request, tiny_llama_folder, tmp_path_factory):
         wider = [site.model_copy(update={"scale": site.scale * 20}) for site in plan.sites if "layers.0" in site.name]
         others = [site for site in plan.sites if "layers.0" not in site.name]
         plan = plan.model_copy(update={"sites": (*wider, *others)})
-    save_plan(plan, tensors, folder / "recipe.json")
-    write_portable(checkpoint, plan, tensors, folder / "same.onnx", dtype="fp32")
-    return f"{tiny_llama_folder}@{folder / 'recipe.json'}", folder / "same.onnx"
+    return plan, tensors
 
 
 def test_logits_are_those_of_the_export(pair):

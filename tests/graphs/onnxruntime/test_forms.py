@@ -7,12 +7,15 @@ from pathlib import Path
 import numpy as np
 import onnx_ir as ir
 import pytest
-from spikeexport.calibration.checkpoint import open_checkpoint
+from safetensors.numpy import load_file, save_file
+from spikeexport.calibration.checkpoint import load_model, open_checkpoint
+from spikeexport.calibration.options import PlanOptions
+from spikeexport.calibration.planner import make_plan
 from spikeexport.graphs.onnxruntime.forms import Forms, write_forms
 from spikeexport.graphs.onnxruntime.lowering import lower
 from spikeexport.graphs.onnxruntime.split_head import split_head
 from spikeexport.graphs.onnxruntime.weight_only_decode import WeightOnlyDecode
-from spikeexport.graphs.portable import decoder_linears
+from spikeexport.graphs.portable import build_portable, decoder_linears
 from spikeexport.runners.engine_graphs import DECODE_NAME, HEAD_NAME
 
 from tests.graphs.onnxruntime.test_families import EXACT, FAMILIES, TOLERANCE
@@ -74,6 +77,39 @@ def test_decode_multiplies_unquantised_inputs(family, tmp_path):
     # The kernel rounds each block of an input to INT8, which the portable file does not.
     assert error.std() < 0.03 * expected.std()
     assert (pair.lowered.prefill(ids)[0] - expected).std() > 1.5 * error.std()
+
+
+@pytest.mark.parametrize("biased", [False, True])
+def test_decode_undoes_the_shift_of_an_input(tmp_path, sample_text_file, biased):
+    folder = tiny_family("llama", tmp_path / "model", mlp_bias=biased)
+    if biased:
+        _give_biases(folder)
+    checkpoint = open_checkpoint(folder)
+    wishes = {"samples": 4, "seqlen": 32, "qfem": "off", "qfep": "off", "smooth": "auto"}
+    plan, tensors = make_plan(
+        checkpoint, load_model(checkpoint), PlanOptions(calibration=(str(sample_text_file),), **wishes)
+    )
+    assert any(site.shift for site in plan.sites)
+    model = build_portable(checkpoint, plan, tensors, dtype="fp32")
+    lower(model)
+    forms = write_forms(model, tmp_path / "model.onnx", (DECODE_NAME, HEAD_NAME))
+    ops = [{node.op_type for node in form.graph} for form in (forms.prefill, forms.decode)]
+    assert "Sub" in ops[0]
+    assert "Sub" not in ops[1]
+    adds = [node for node in forms.decode.graph if "down_proj" in str(node.name) and node.op_type == "Add"]
+    assert len(adds) == (len(plan.sites) // 4 if biased else 0)
+    for node in adds:
+        name = str(node.name).removesuffix("/Add") + ".bias"
+        expected = load_model(checkpoint).get_parameter(name).detach().numpy()
+        np.testing.assert_allclose(node.inputs[1].const_value.numpy(), expected, atol=1e-4)
+
+
+def _give_biases(folder: Path) -> None:
+    path = folder / "model.safetensors"
+    random = np.random.default_rng(5)
+    tensors = load_file(path)
+    biases = {name: random.normal(size=value.shape).astype(value.dtype) for name, value in tensors.items()}
+    save_file({name: biases[name] if name.endswith("bias") else value for name, value in tensors.items()}, path)
 
 
 def test_running_the_pass_twice_changes_nothing(tiny_llama_folder, tmp_path):
