@@ -11,6 +11,7 @@ from spikeexport.calibration.forward import Lead
 from spikeexport.calibration.largest_value import largest_value
 from spikeexport.calibration.observe import observe_sites
 from spikeexport.calibration.quality import Quality, Reference, evaluate, first_token_loss, loss_of_windows
+from spikeexport.calibration.rare_experts import with_layer_ranges
 from spikeexport.calibration.site_statistics import SiteStatistics
 from spikeexport.calibration.structure.sites import DecoderStructure
 from spikeexport.calibration.vocabulary import with_vocabulary
@@ -60,7 +61,7 @@ def measure_behind(
     """Completes `statistics`, taken on `windows` behind `lead`, by the original model's quality there."""
     kept: list[torch.Tensor] = []
     original = evaluate(model, held_out, lead, keep=kept)
-    largest = largest_value(model, structure, statistics, windows, lead)
+    largest = largest_value(model, structure, with_layer_ranges(structure, statistics), windows, lead)
     first = first_token_loss(model, held_out, lead)
     return Behind(lead, statistics, Reference(kept), original, first, windows.shape[1], largest)
 
@@ -73,7 +74,10 @@ def measure_more(
     tokens: np.ndarray | None,
     rotations: Mapping[str, torch.Tensor] | None = None,
 ) -> Behind:
-    """Adds the statistics of more windows, and of every ordinary token by itself where `tokens` are given."""
+    """Adds the statistics of more windows, and of every ordinary token by itself where `tokens` are given.
+
+    Experts that few tokens reached, all windows together, have the ranges of their layer after that.
+    """
     statistics = behind.statistics
     if len(windows):
         description = "Measuring activations on more text"
@@ -81,5 +85,6 @@ def measure_more(
         statistics = {name: site.joined(more[name]) for name, site in statistics.items()}
     if tokens is not None:
         statistics = with_vocabulary(model, structure, statistics, tokens, behind.lead, rotations=rotations)
+    statistics = with_layer_ranges(structure, statistics)
     seen = max(float(site.channel_absmax.max()) for site in statistics.values())
     return replace(behind, statistics=statistics, largest=max(behind.largest, seen))

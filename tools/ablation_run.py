@@ -42,6 +42,7 @@ class Bench:
         self._windows = evaluation_windows(self._checkpoint.tokenizer(), joined, seqlen, windows)
         self._calibration = calibration
         self._samples = samples
+        self._plans: dict[PlanOptions, tuple[Plan, PlanTensors, float]] = {}
         self._bos = Lead(bos=bos_id(self._checkpoint))
         kept: list = []
         self._fp32 = {self._bos: evaluate(self._model, self._windows, self._bos, keep=kept)}
@@ -57,11 +58,7 @@ class Bench:
     def run(self, row: Row) -> dict[str, Any]:
         """Makes the row's plan and measures it; KL is taken to the original behind BOS, whatever the plan's lead."""
         say(f"== {row.name}")
-        start = time.perf_counter()
-        options = PlanOptions(calibration=self._calibration, samples=self._samples, **row.wishes)
-        plan, tensors = make_plan(self._checkpoint, self._model, options)
-        restore_all(self._model, self._originals)
-        seconds = time.perf_counter() - start
+        plan, tensors, seconds = self._plan(row)
         lead = Lead(prefix=plan.prefix.ids) if plan.prefix else self._bos
         quality = self._quality(row, plan, tensors, lead)
         if lead not in self._fp32:
@@ -83,6 +80,16 @@ class Bench:
             "seconds": seconds,
             "decisions": plan.decisions,
         }
+
+    def _plan(self, row: Row) -> tuple[Plan, PlanTensors, float]:
+        """Returns a row's plan and the seconds that it took; rows with equal wishes share it."""
+        options = PlanOptions(calibration=self._calibration, samples=self._samples, **row.wishes)
+        if options not in self._plans:
+            start = time.perf_counter()
+            plan, tensors = make_plan(self._checkpoint, self._model, options)
+            restore_all(self._model, self._originals)
+            self._plans[options] = plan, tensors, time.perf_counter() - start
+        return self._plans[options]
 
     def _quality(self, row: Row, plan: Plan, tensors: PlanTensors, lead: Lead) -> Quality:
         with self._quantised(row, plan, tensors) as key_values:

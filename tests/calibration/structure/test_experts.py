@@ -1,6 +1,7 @@
 import numpy as np
 import pytest
 import torch
+from spikeexport.calibration.behind import measure_behind, measure_more
 from spikeexport.calibration.checkpoint import load_model, open_checkpoint
 from spikeexport.calibration.damage import kl_damage
 from spikeexport.calibration.fakequant import FakeQuantizer
@@ -124,6 +125,20 @@ def test_rare_expert_takes_the_ranges_of_its_layer(mixtral, statistics):
         )
         np.testing.assert_array_equal(filled[f"{block}.{expert}.w2"].channel_absmax, 5.0)
     assert filled[f"{block}.0.w1"] is made[f"{block}.0.w1"]
+
+
+def test_an_expert_is_rare_by_all_windows_together(mixtral):
+    model = load_model(mixtral)
+    structure, lead = discover(model), Lead()
+    half = len(WINDOWS) // 2
+    first = observe_sites(model, structure, WINDOWS[:half], lead)
+    behind = measure_behind(model, structure, WINDOWS[:half], WINDOWS[:1], lead, first)
+    found = measure_more(model, structure, behind, WINDOWS[half:], None).statistics
+    together = observe_sites(model, structure, WINDOWS, lead)
+    seen = {name: (first[name].tokens_seen, site.tokens_seen) for name, site in together.items()}
+    assert any(few < MIN_TOKENS <= all_windows for few, all_windows in seen.values())
+    for name, site in with_layer_ranges(structure, together).items():
+        np.testing.assert_allclose(found[name].channel_absmax, site.channel_absmax, rtol=1e-5, atol=1e-6)
 
 
 def test_damage_of_an_expert_is_the_divergence_that_its_quantisation_causes(mixtral):
