@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import torch
 from spikeexport.calibration.input_transform import NONE, InputTransform
@@ -34,8 +34,13 @@ def weight_scale(weight: torch.Tensor, bits: int = 8) -> torch.Tensor:
 def fake_quantize_weight(weight: torch.Tensor, bits: int = 8) -> torch.Tensor:
     """Rounds a weight [out, in] to its INT8 grid (half to even, codes within +-(2^(bits-1) - 1)) and back."""
     scale = weight_scale(weight, bits)
+    return nearest_codes(weight, scale, bits) * scale
+
+
+def nearest_codes(weight: torch.Tensor, scale: torch.Tensor, bits: int = 8) -> torch.Tensor:
+    """Rounds weight / scale to integers within +-(2^(bits-1) - 1), half to even: float32 [out, in]."""
     limit = 2 ** (bits - 1) - 1
-    return torch.clamp(torch.round(weight.float() / scale), -limit, limit) * scale
+    return torch.clamp(torch.round(weight.float() / scale), -limit, limit)
 
 
 def fake_quantize_input(x: torch.Tensor, scale: float | torch.Tensor, bits: int = 8) -> torch.Tensor:
@@ -58,6 +63,9 @@ class FakeQuantizer:
     """Switches a model between floating point and fake INT8, site by site.
 
     Holds one fake-quantised copy of each decoder weight (float32, as large as the decoder itself).
+
+    Attributes:
+        transforms: Site name -> what happens to an input before it is quantised.
     """
 
     def __init__(
@@ -78,7 +86,7 @@ class FakeQuantizer:
         self._model = model
         self._structure = structure
         self._bits = bits or Bits()
-        self._transforms = transforms or {}
+        self.transforms = transforms or {}
         self._weights = {
             linear: fake_quantize_weight(self._rotated_weight(site, linear), self._bits.weights)
             for site in structure.sites
@@ -87,14 +95,11 @@ class FakeQuantizer:
 
     def transform(self, site: str) -> InputTransform:
         """Returns what happens to a site's input before it is quantised."""
-        return self._transforms.get(site, NONE)
+        return self.transforms.get(site, NONE)
 
     def weight(self, linear: str) -> torch.Tensor:
         """Returns the fake-quantised weight [out, in] of a linear, which reads a transformed input."""
         return self._weights[linear]
-
-    def _rotated_weight(self, site: Site, linear: str) -> torch.Tensor:
-        return self.transform(site.name).rotate(self._model.get_submodule(linear).weight.detach().float())  # type: ignore[operator, union-attr]
 
     def set_weight(self, linear: str, weight: torch.Tensor) -> None:
         """Replaces a fake-quantised weight, for example by one with error-compensated rounding."""
@@ -117,21 +122,22 @@ class FakeQuantizer:
         try:
             for site in self._structure.sites:
                 transform = self.transform(site.name)
-                if site.name not in scales:
-                    # Its weight is in the rotated basis all the same.
-                    transform = replace(transform, shift=None)
-                    read = transform.rotate
-                else:
-                    read = self._quantize_input(scales[site.name], transform)
+                # An input that is left out is rotated all the same: its weight is.
+                read, shift = transform.rotate, None
+                if site.name in scales:
+                    read, shift = self._quantize_input(scales[site.name], transform), transform.shift
                 for linear in site.linears:
                     if linear not in keep_weights:
-                        modules[linear].forward = self._forward(linear, modules[linear], read, transform.shift)
+                        modules[linear].forward = self._forward(linear, modules[linear], read, shift)
             yield
         finally:
             for module in modules.values():
                 # Linears of `keep_weights` were never given a forward of their own.
                 if "forward" in vars(module):
                     del module.forward
+
+    def _rotated_weight(self, site: Site, linear: str) -> torch.Tensor:
+        return self.transform(site.name).rotate(self._model.get_submodule(linear).weight.detach().float())  # type: ignore[operator, union-attr]
 
     def _quantize_input(self, scale: float | None, transform: InputTransform):
         bits = self._bits.activations

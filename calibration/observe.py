@@ -11,7 +11,7 @@ from spikeexport.calibration.forward import KeyValues, Lead, prefix_key_values, 
 from spikeexport.calibration.foundation.errors import CalibrationError
 from spikeexport.calibration.foundation.progress import progress_bar
 from spikeexport.calibration.input_transform import rotate
-from spikeexport.calibration.site_statistics import Ranges, SiteStatistics, nothing_seen
+from spikeexport.calibration.site_statistics import Ranges, SiteStatistics
 from spikeexport.calibration.structure.experts import Routed
 from spikeexport.calibration.structure.sites import DecoderStructure, Site
 from torch import nn
@@ -97,8 +97,8 @@ class _Gather:
         self._row = 0
         self._batch = 0
         self._tokens = {site.name: np.full((windows, tokens), np.nan, np.float32) for site in structure.sites}
-        self._ranges = {site.name: nothing_seen(site.channels) for site in structure.sites}
-        self._rotated = {site.name: nothing_seen(site.channels) for site in structure.sites if site.name in rotations}
+        self._ranges = {site.name: Ranges.nothing(site.channels) for site in structure.sites}
+        self._rotated = {site.name: Ranges.nothing(site.channels) for site in structure.sites if site.name in rotations}
 
     def add(self, site: Site, x: torch.Tensor) -> None:
         flat = x.detach().flatten(0, -2)

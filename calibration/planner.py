@@ -19,7 +19,7 @@ from spikeexport.calibration.qfep.choose import search_prefix
 from spikeexport.calibration.qfep.given import given_prefix
 from spikeexport.calibration.records.model_id import CalibrationInfo
 from spikeexport.calibration.records.plan import Plan, PlanTensors, Prefix, TradeOff, code_scales_name, codes_name
-from spikeexport.calibration.rounding.round_plan import nearest_codes, round_with_compensation, use_codes
+from spikeexport.calibration.rounding.round_plan import round_to_nearest, round_with_compensation, use_codes
 from spikeexport.calibration.smoothing.apply import restore_all
 from spikeexport.calibration.smoothing.points import FoldPoints, find_fold_points
 from spikeexport.calibration.spikes import spike_ratio
@@ -235,7 +235,7 @@ class _Planner:
             self._structure,
             windows,
             behind.lead,
-            transforms=trial.transforms,
+            transforms=trial.quantizer.transforms,
             key_values=trial.key_values,
         )
         use_codes(trial.quantizer, self._structure.linears, codes)
@@ -255,14 +255,12 @@ class _Planner:
         """Drops the codes of linears whose weight is not stored as INT8; excluded inputs are not rotated."""
         if not codes:
             return codes
-        kept = dict(codes)
-        for linear in linears_of(self._structure, excluded):
-            if self._options.excluded_precision != "w8a16":
-                del kept[codes_name(linear)], kept[code_scales_name(linear)]
         if self._options.excluded_precision == "w8a16":
             rotated = [site for site in excluded if trial.quantizer.transform(site).rotation is not None]
-            kept |= nearest_codes(self._model, linears_of(self._structure, rotated))
-        return kept
+            return codes | round_to_nearest(self._model, linears_of(self._structure, rotated))
+        linears = linears_of(self._structure, excluded)
+        unused = {name for linear in linears for name in (codes_name(linear), code_scales_name(linear))}
+        return {name: tensor for name, tensor in codes.items() if name not in unused}
 
     def _describe_smoothing(self, points: FoldPoints) -> None:
         method = self._smoothing

@@ -21,6 +21,11 @@ class Ranges:
         return cls(values.amax(0).float().cpu().numpy(), values.amin(0).float().cpu().numpy())
 
     @classmethod
+    def nothing(cls, channels: int) -> Ranges:
+        """Returns the ranges that any others replace when they are joined."""
+        return cls(np.full(channels, -np.inf, np.float32), np.full(channels, np.inf, np.float32))
+
+    @classmethod
     def symmetric(cls, absmax: np.ndarray) -> Ranges:
         """Returns the ranges from -absmax to absmax [channels]."""
         return cls(absmax, -absmax)
@@ -43,11 +48,6 @@ class Ranges:
     def joined(self, other: Ranges) -> Ranges:
         """Returns the ranges that take in both."""
         return Ranges(np.maximum(self.high, other.high), np.minimum(self.low, other.low))
-
-
-def nothing_seen(channels: int) -> Ranges:
-    """Returns the ranges that any others replace when they are joined."""
-    return Ranges(np.full(channels, -np.inf, np.float32), np.full(channels, np.inf, np.float32))
 
 
 @dataclass(frozen=True)

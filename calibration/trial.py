@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Literal
 
 import numpy as np
@@ -32,8 +32,7 @@ class Trial:
         key_values: The prefix's cache in the folded model, or None.
         solved: The folds that are written into the model right now.
         scales: Site name -> static scale behind the folds.
-        quantizer: Fake-quantised weights.
-        transforms: Site name -> what happens to an input behind the folds before it is quantised.
+        quantizer: Fake-quantised weights, and what happens to inputs behind the folds before they are quantised.
     """
 
     lead: Lead
@@ -41,7 +40,6 @@ class Trial:
     solved: SolvedFolds
     scales: dict[str, float]
     quantizer: FakeQuantizer
-    transforms: dict[str, InputTransform] = field(default_factory=dict)
 
     def quality(
         self, model: nn.Module, windows: np.ndarray, reference: Reference, excluded: frozenset[str] = frozenset()
@@ -99,7 +97,7 @@ def make_trial(
     if smoothing and smoothing.shift == "down":
         transforms = _transforms(rotations, {name: _on_grid(z, scales[name]) for name, z in shifts.items()})
     say("Quantising the weights…", level=1)
-    return Trial(lead, key_values, solved, scales, FakeQuantizer(model, structure, bits, transforms), transforms)
+    return Trial(lead, key_values, solved, scales, FakeQuantizer(model, structure, bits, transforms))
 
 
 def shift_name(site: str) -> str:

@@ -6,7 +6,7 @@ from collections.abc import Collection, Mapping
 
 import numpy as np
 import torch
-from spikeexport.calibration.fakequant import FakeQuantizer, weight_scale
+from spikeexport.calibration.fakequant import FakeQuantizer, nearest_codes, weight_scale
 from spikeexport.calibration.forward import KeyValues, Lead
 from spikeexport.calibration.foundation.errors import CalibrationError
 from spikeexport.calibration.input_transform import NONE, InputTransform
@@ -63,21 +63,26 @@ def round_with_compensation(
                     f"The inputs of {site.name} cannot be used for GPTQ ({error}): give more or other calibration "
                     "text, or --rounding nearest."
                 ) from error
-            tensors[codes_name(linear)] = np.ascontiguousarray(codes.numpy().T)
-            tensors[code_scales_name(linear)] = scale[:, 0].numpy().copy()
+            tensors |= _named(linear, codes, scale)
     return tensors
 
 
-def nearest_codes(model: nn.Module, linears: Collection[str]) -> PlanTensors:
+def round_to_nearest(model: nn.Module, linears: Collection[str]) -> PlanTensors:
     """Returns the nearest codes of some linears, under the names and in the shapes of `round_with_compensation`."""
     tensors: PlanTensors = {}
     for linear in linears:
         weight = model.get_submodule(linear).weight.detach().float()  # type: ignore[operator, union-attr]
         scale = weight_scale(weight)
-        codes = torch.clamp(torch.round(weight / scale), -127, 127).to(torch.int8)
-        tensors[codes_name(linear)] = np.ascontiguousarray(codes.numpy().T)
-        tensors[code_scales_name(linear)] = scale[:, 0].numpy().copy()
+        tensors |= _named(linear, nearest_codes(weight, scale).to(torch.int8), scale)
     return tensors
+
+
+def _named(linear: str, codes: torch.Tensor, scale: torch.Tensor) -> PlanTensors:
+    """Returns codes int8 [out, in] and scale [out, 1] as a plan keeps them."""
+    return {
+        codes_name(linear): np.ascontiguousarray(codes.numpy().T),
+        code_scales_name(linear): scale[:, 0].numpy().copy(),
+    }
 
 
 def use_codes(quantizer: FakeQuantizer, linears: Collection[str], tensors: PlanTensors) -> None:

@@ -8,6 +8,7 @@ import onnx_ir as ir
 from spikeexport.calibration.foundation.errors import GraphError
 from spikeexport.calibration.records.plan import Exclusion
 from spikeexport.graphs.insertion import NodeInserter
+from spikeexport.graphs.passes.linears import stored_weight
 from spikeexport.graphs.quantize import check_activation_scale
 from spikeexport.graphs.weights import lazy_weight, set_weight
 
@@ -27,12 +28,11 @@ def set_float8(graph: ir.Graph, node: ir.Node, exclusion: Exclusion) -> bool:
     linear = exclusion.linear
     if f"{linear}.weight_f8" in graph.initializers:
         return False
-    value, source = node.inputs[1], node.inputs[0]
     if exclusion.scale is None:
         raise GraphError(f"{linear}: the plan has no FP8 scale for it: make the plan again.")
     check_activation_scale(exclusion.scale, linear)
-    if value is None or source is None or not value.is_initializer():
-        raise GraphError(f"{linear}: the weight is computed in the graph, so that it cannot be stored as FP8.")
+    value, source = stored_weight(node, linear, "it cannot be stored as FP8"), node.inputs[0]
+    assert source is not None
     weight = lazy_weight(value)
     step = np.array(max(float(np.abs(weight.read_float32()).max()), 1e-30) / FLOAT8_MAX, np.float32)
     codes = ir.LazyTensor(

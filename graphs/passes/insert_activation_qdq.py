@@ -6,11 +6,11 @@ from collections.abc import Sequence
 
 import numpy as np
 import onnx_ir as ir
-from spikeexport.calibration.foundation.errors import GraphError, PlanError
+from spikeexport.calibration.foundation.errors import PlanError
 from spikeexport.calibration.foundation.progress import warn
 from spikeexport.calibration.records.plan import InputSite
 from spikeexport.graphs.insertion import NodeInserter
-from spikeexport.graphs.passes.linears import named_matmuls
+from spikeexport.graphs.passes.site_readers import SiteFinder
 from spikeexport.graphs.quantize import check_activation_scale
 
 
@@ -33,39 +33,15 @@ class InsertActivationQdq(ir.passes.InPlacePass):
             GraphError: A linear of the plan is not in the graph, or linears of one site read different tensors.
             PlanError: A scale is not usable, or subnormal in an FP16 graph.
         """
-        matmuls = named_matmuls(model.graph)
-        order = {node: index for index, node in enumerate(model.graph)}
+        finder = SiteFinder(model.graph)
         modified = False
         for site in self._sites:
-            nodes = [_find(matmuls, linear) for linear in site.linears]
+            readers = finder.readers(site, "quantises")
             if f"{site.name}.input_scale" in model.graph.initializers:
                 continue
-            source = _shared_input(site, nodes)
-            first = min(nodes, key=order.__getitem__)
-            quantised = _insert_pair(NodeInserter(model.graph, first), site, source)
-            for node in nodes:
-                node.replace_input_with(0, quantised)
+            readers.read(_insert_pair(readers.put, site, readers.source))
             modified = True
         return ir.passes.PassResult(model, modified=modified)
-
-
-def _find(matmuls: dict[str, ir.Node], linear: str) -> ir.Node:
-    node = matmuls.get(linear)
-    if node is None:
-        raise GraphError(f"The plan quantises {linear}, which the graph does not have: make the plan again.")
-    return node
-
-
-def _shared_input(site: InputSite, nodes: list[ir.Node]) -> ir.Value:
-    source = nodes[0].inputs[0]
-    for node, linear in zip(nodes, site.linears, strict=True):
-        if node.inputs[0] is not source:
-            raise GraphError(
-                f"{linear} reads {node.inputs[0].name if node.inputs[0] else None}, but {site.name}, with which the "
-                f"plan lets it share a scale, reads {source.name if source else None}."
-            )
-    assert source is not None
-    return source
 
 
 def _insert_pair(put: NodeInserter, site: InputSite, source: ir.Value) -> ir.Value:

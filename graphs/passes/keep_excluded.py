@@ -5,12 +5,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import onnx_ir as ir
-from spikeexport.calibration.foundation.errors import GraphError
 from spikeexport.calibration.foundation.progress import say
 from spikeexport.calibration.records.plan import Exclusion
 from spikeexport.graphs.insertion import NodeInserter
 from spikeexport.graphs.passes.float8_linear import set_float8
-from spikeexport.graphs.passes.linears import named_matmuls
+from spikeexport.graphs.passes.linears import named_matmuls, planned_matmul
 from spikeexport.graphs.weights import LazyWeight, lazy_weight
 
 _DTYPES = {"fp16": ir.DataType.FLOAT16, "bf16": ir.DataType.BFLOAT16, "fp32": ir.DataType.FLOAT}
@@ -36,11 +35,7 @@ class KeepExcluded(ir.passes.InPlacePass):
         matmuls = named_matmuls(model.graph)
         modified = False
         for exclusion in self._excluded:
-            node = matmuls.get(exclusion.linear)
-            if node is None:
-                raise GraphError(
-                    f"The plan excludes {exclusion.linear}, which the graph does not have: make the plan again."
-                )
+            node = planned_matmul(matmuls, exclusion.linear, "excludes")
             if exclusion.precision == "w8a16":
                 continue
             if exclusion.precision == "fp8":

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
 
 import onnx_ir as ir
+from spikeexport.calibration.foundation.errors import GraphError
 from spikeexport.calibration.structure.roles import is_router
 
 MODULE_KEY = "spikeexport.module"
@@ -20,6 +22,30 @@ def named_matmuls(graph: ir.Graph) -> dict[str, ir.Node]:
         for node in graph
         if node.op_type == "MatMul" and MODULE_KEY in node.metadata_props
     }
+
+
+def planned_matmul(matmuls: Mapping[str, ir.Node], linear: str, does: str) -> ir.Node:
+    """Returns the MatMul of a linear that a plan names; `does` is what the plan does with it ("quantises").
+
+    Raises:
+        GraphError: The graph has no such linear.
+    """
+    node = matmuls.get(linear)
+    if node is None:
+        raise GraphError(f"The plan {does} {linear}, which the graph does not have: make the plan again.")
+    return node
+
+
+def stored_weight(node: ir.Node, linear: str, otherwise: str) -> ir.Value:
+    """Returns the initializer that holds a linear's weight [in, out].
+
+    Raises:
+        GraphError: The weight is computed in the graph; `otherwise` says what cannot be done with it then.
+    """
+    value = node.inputs[1]
+    if value is None or node.inputs[0] is None or not value.is_initializer():
+        raise GraphError(f"{linear}: the weight is computed in the graph, so that {otherwise}.")
+    return value
 
 
 def decoder_matmuls(graph: ir.Graph) -> dict[str, ir.Node]:

@@ -9,7 +9,7 @@ import onnx_ir as ir
 from spikeexport.calibration.foundation.errors import GraphError
 from spikeexport.calibration.records.plan import PlanTensors, code_scales_name, codes_name
 from spikeexport.graphs.insertion import NodeInserter
-from spikeexport.graphs.passes.linears import named_matmuls
+from spikeexport.graphs.passes.linears import named_matmuls, planned_matmul, stored_weight
 from spikeexport.graphs.quantize import quantize_weight, weight_scales
 from spikeexport.graphs.weights import LazyWeight, lazy_weight, set_weight
 
@@ -36,10 +36,9 @@ class QuantizeWeights(ir.passes.InPlacePass):
         matmuls = named_matmuls(model.graph)
         modified = False
         for linear in self._linears:
-            if linear not in matmuls:
-                raise GraphError(f"The plan quantises {linear}, which the graph does not have: make the plan again.")
+            node = planned_matmul(matmuls, linear, "quantises")
             if f"{linear}.weight_q" not in model.graph.initializers:
-                quantise_linear(model.graph, matmuls[linear], linear, self._rounded)
+                quantise_linear(model.graph, node, linear, self._rounded)
                 modified = True
         return ir.passes.PassResult(model, modified=modified)
 
@@ -50,9 +49,7 @@ def quantise_linear(graph: ir.Graph, node: ir.Node, linear: str, rounded: PlanTe
     Raises:
         GraphError: The weight is not an initializer, or holds NaN or infinity.
     """
-    value = node.inputs[1]
-    if value is None or not value.is_initializer():
-        raise GraphError(f"{linear}: the weight is computed in the graph, so that it cannot be stored as INT8.")
+    value = stored_weight(node, linear, "it cannot be stored as INT8")
     weight = lazy_weight(value)
     node.replace_input_with(1, insert_int8_weight(graph, node, linear, weight, rounded))
     if not value.uses():

@@ -9,7 +9,8 @@ import onnx_ir as ir
 from spikeexport.calibration.foundation.errors import GraphError
 from spikeexport.calibration.records.plan import InputSite, PlanTensors
 from spikeexport.graphs.insertion import NodeInserter
-from spikeexport.graphs.passes.linears import named_matmuls
+from spikeexport.graphs.passes.linears import stored_weight
+from spikeexport.graphs.passes.site_readers import SiteFinder, SiteReaders
 from spikeexport.graphs.weights import lazy_weight
 
 
@@ -32,30 +33,19 @@ class RotateInputs(ir.passes.InPlacePass):
             GraphError: A linear is not in the graph, or its input does not consist of such blocks.
         """
         done = {str(node.name) for node in model.graph}
-        modified = False
-        for site in self._sites:
-            if f"{site.name}/input/Rotate" not in done:
-                self._rotate(model.graph, site)
-                modified = True
-        return ir.passes.PassResult(model, modified=modified)
+        finder = SiteFinder(model.graph)
+        pending = [site for site in self._sites if f"{site.name}/input/Rotate" not in done]
+        for site in pending:
+            self._rotate(finder.readers(site, "rotates"), site)
+        return ir.passes.PassResult(model, modified=bool(pending))
 
-    def _rotate(self, graph: ir.Graph, site: InputSite) -> None:
-        matmuls = named_matmuls(graph)
-        missing = [linear for linear in site.linears if linear not in matmuls]
-        if missing:
-            raise GraphError(f"The plan rotates {missing[0]}, which the graph does not have: make the plan again.")
-        nodes = [matmuls[linear] for linear in site.linears]
+    def _rotate(self, readers: SiteReaders, site: InputSite) -> None:
         rotation = self._tensors[str(site.rotation)].astype(np.float32)
-        for linear, node in zip(site.linears, nodes, strict=True):
+        for linear, node in zip(site.linears, readers.nodes, strict=True):
             _rotate_weight(linear, node, rotation)
-        source = nodes[0].inputs[0]
-        if source is None or source.shape is None or source.dtype is None:
+        if readers.source.shape is None or readers.source.dtype is None:
             raise GraphError(f"{site.name}: the shape of its input is not known, so that it cannot be rotated.")
-        order = {node: index for index, node in enumerate(graph)}
-        put = NodeInserter(graph, min(nodes, key=order.__getitem__))
-        rotated = _insert(put, site, source, rotation)
-        for node in nodes:
-            node.replace_input_with(0, rotated)
+        readers.read(_insert(readers.put, site, readers.source, rotation))
 
 
 def _insert(put: NodeInserter, site: InputSite, source: ir.Value, rotation: np.ndarray) -> ir.Value:
@@ -73,9 +63,7 @@ def _insert(put: NodeInserter, site: InputSite, source: ir.Value, rotation: np.n
 
 
 def _rotate_weight(linear: str, node: ir.Node, rotation: np.ndarray) -> None:
-    value = node.inputs[1]
-    if value is None or not value.is_initializer():
-        raise GraphError(f"{linear}: the weight is computed in the graph, so that its input cannot be rotated.")
+    value = stored_weight(node, linear, "its input cannot be rotated")
     weight = lazy_weight(value)
     rows, columns = weight.shape.numpy()
     block = len(rotation)

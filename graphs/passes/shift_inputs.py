@@ -9,9 +9,9 @@ import numpy as np
 import onnx_ir as ir
 from spikeexport.calibration.foundation.errors import GraphError
 from spikeexport.calibration.records.plan import InputSite, PlanTensors
-from spikeexport.graphs.insertion import NodeInserter
-from spikeexport.graphs.passes.linears import named_matmuls
+from spikeexport.graphs.passes.linears import stored_weight
 from spikeexport.graphs.passes.quantize_weights import dequantised
+from spikeexport.graphs.passes.site_readers import SiteFinder, SiteReaders
 from spikeexport.graphs.weights import LazyWeight, lazy_weight, set_weight
 
 
@@ -49,37 +49,24 @@ class ShiftInputs(ir.passes.InPlacePass):
         Raises:
             GraphError: A linear is not in the graph, or the shift has another length than its input.
         """
-        modified = False
-        for site in self._sites:
-            if f"{site.name}.input_shift" not in model.graph.initializers:
-                self._shift(model.graph, site)
-                modified = True
-        return ir.passes.PassResult(model, modified=modified)
+        finder = SiteFinder(model.graph)
+        pending = [site for site in self._sites if f"{site.name}.input_shift" not in model.graph.initializers]
+        for site in pending:
+            self._shift(model.graph, finder.readers(site, "shifts"), site)
+        return ir.passes.PassResult(model, modified=bool(pending))
 
-    def _shift(self, graph: ir.Graph, site: InputSite) -> None:
-        matmuls = named_matmuls(graph)
-        missing = [linear for linear in site.linears if linear not in matmuls]
-        if missing:
-            raise GraphError(f"The plan shifts {missing[0]}, which the graph does not have: make the plan again.")
+    def _shift(self, graph: ir.Graph, readers: SiteReaders, site: InputSite) -> None:
         shift = self._tensors[str(site.shift)].astype(np.float32)
-        order = {node: index for index, node in enumerate(graph)}
-        nodes = [matmuls[linear] for linear in site.linears]
-        source = nodes[0].inputs[0]
-        assert source is not None
+        source = readers.source
         assert source.dtype is not None
-        for linear, node in zip(site.linears, nodes, strict=True):
+        for linear, node in zip(site.linears, readers.nodes, strict=True):
             self._add_to_bias(graph, node, linear, shift)
         z = set_weight(graph, LazyWeight(f"{site.name}.input_shift", lambda: shift, shift.shape, source.dtype))
-        put = NodeInserter(graph, min(nodes, key=order.__getitem__))
-        centred = put("Sub", source, z, name=f"{site.name}/input/Sub", dtype=source.dtype, shape=source.shape)
-        for node in nodes:
-            node.replace_input_with(0, centred)
+        name = f"{site.name}/input/Sub"
+        readers.read(readers.put("Sub", source, z, name=name, dtype=source.dtype, shape=source.shape))
 
     def _add_to_bias(self, graph: ir.Graph, node: ir.Node, linear: str, shift: np.ndarray) -> None:
-        value = node.inputs[1]
-        if value is None or not value.is_initializer():
-            raise GraphError(f"{linear}: the weight is computed in the graph, so that its input cannot be shifted.")
-        weight = lazy_weight(value)
+        weight = lazy_weight(stored_weight(node, linear, "its input cannot be shifted"))
         rows, columns = weight.shape.numpy()
         if rows != len(shift):
             raise GraphError(f"{linear} reads {rows} channels, the plan's shift has {len(shift)}: make the plan again.")

@@ -15,11 +15,10 @@ from spikeexport.graphs.weights import lazy_weight
 
 from tests.calibration.models import load
 from tests.graphs.decoder_runs import call, open_session
+from tests.graphs.passes.same_function import DOWN, QKV, same_function_behind
 from tests.graphs.passes.test_name_linears import named
 from tests.graphs.test_parity_with_hugging_face import IDS
 
-QKV = tuple(f"model.layers.0.self_attn.{name}_proj" for name in "qkv")
-DOWN = "model.layers.1.mlp.down_proj"
 SITES = (
     InputSite(name=QKV[0], linears=QKV, scale=1.0, shift="a"),
     InputSite(name=DOWN, linears=(DOWN,), scale=1.0, shift="b"),
@@ -32,17 +31,9 @@ SHIFTS = {
 
 @pytest.mark.parametrize("variant", ["grouped", "all biases"])
 def test_the_function_stays_the_same(llama_variant, tmp_path, variant):
-    checkpoint = llama_variant(variant)
-    expected, _ = call(open_session(named(checkpoint), tmp_path, "a"), IDS)
-    model = named(checkpoint)
-    step = ShiftInputs(SITES, SHIFTS)
-    assert step(model).modified
-    assert not step(model).modified
+    model = same_function_behind(ShiftInputs(SITES, SHIFTS), llama_variant(variant), tmp_path)
     matmuls = named_matmuls(model.graph)
     assert {matmuls[linear].inputs[0].producer().op_type for linear in (*QKV, DOWN)} == {"Sub"}
-    assert len({matmuls[linear].inputs[0] for linear in QKV}) == 1
-    found, _ = call(open_session(model, tmp_path, "b"), IDS)
-    np.testing.assert_allclose(found, expected, rtol=1e-3, atol=2e-4)
 
 
 def test_a_lost_bias_would_show(grouped, tmp_path):
