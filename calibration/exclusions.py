@@ -23,11 +23,11 @@ class Exclusions:
 
 
 def rank(damage: Mapping[str, float], shares: Mapping[str, float], budget: float) -> tuple[str, ...]:
-    """Orders sites by damage per weight share, largest first, and keeps those that fit the budget together."""
+    """Orders sites that do damage by damage per weight share, and keeps those that fit the budget together."""
     chosen: list[str] = []
     spent = 0.0
     for site in sorted(damage, key=lambda name: -damage[name] / shares[name]):
-        if spent + shares[site] <= budget + 1e-9:
+        if damage[site] > 0 and spent + shares[site] <= budget + 1e-9:
             chosen.append(site)
             spent += shares[site]
     return tuple(chosen)

@@ -66,6 +66,8 @@ class FakeQuantizer:
 
     Attributes:
         transforms: Site name -> what happens to an input before it is quantised.
+        own_folds: Site name -> s [channels] of a fold that serves this input alone. It goes when the input is left
+            unquantised: a weight that takes up a spike has larger steps for everything else.
     """
 
     def __init__(
@@ -74,6 +76,7 @@ class FakeQuantizer:
         structure: DecoderStructure,
         bits: Bits | None = None,
         transforms: Mapping[str, InputTransform] | None = None,
+        own_folds: Mapping[str, torch.Tensor] | None = None,
     ) -> None:
         """Quantises every decoder weight to its nearest codes.
 
@@ -82,11 +85,13 @@ class FakeQuantizer:
             structure: Its sites.
             bits: 8 and 8 when None.
             transforms: Site name -> what happens to an input before it is quantised.
+            own_folds: Site name -> s [channels] that its weights lose when the input is left unquantised.
         """
         self._model = model
         self._structure = structure
         self._bits = bits or Bits()
         self.transforms = transforms or {}
+        self.own_folds = own_folds or {}
         self._weights = {
             linear: fake_quantize_weight(self._rotated_weight(site, linear), self._bits.weights)
             for site in structure.sites
@@ -105,6 +110,19 @@ class FakeQuantizer:
         """Replaces a fake-quantised weight, for example by one with error-compensated rounding."""
         self._weights[linear] = weight
 
+    def left_out_weight(self, site: Site, linear: str) -> torch.Tensor:
+        """Returns the weight [out, in] on its grid as it is when the site's input stays unquantised.
+
+        It reads the input as the folded model has it, and is rounded without the site's own fold and rotation.
+        """
+        s = self.own_folds.get(site.name)
+        if s is None and self.transform(site.name).rotation is None:
+            return self._weights[linear]
+        weight = self._float_weight(linear)
+        if s is None:
+            return fake_quantize_weight(weight, self._bits.weights)
+        return fake_quantize_weight(weight / s, self._bits.weights) * s
+
     @contextlib.contextmanager
     def active(
         self,
@@ -121,14 +139,15 @@ class FakeQuantizer:
         modules = {linear: self._model.get_submodule(linear) for linear in self._structure.linears}
         try:
             for site in self._structure.sites:
+                linears = [linear for linear in site.linears if linear not in keep_weights]
+                if site.name not in scales:
+                    for linear in linears:
+                        modules[linear].forward = self._left_out_forward(site, linear, modules[linear])
+                    continue
                 transform = self.transform(site.name)
-                # An input that is left out is rotated all the same: its weight is.
-                read, shift = transform.rotate, None
-                if site.name in scales:
-                    read, shift = self._quantize_input(scales[site.name], transform), transform.shift
-                for linear in site.linears:
-                    if linear not in keep_weights:
-                        modules[linear].forward = self._forward(linear, modules[linear], read, shift)
+                read = self._quantize_input(scales[site.name], transform)
+                for linear in linears:
+                    modules[linear].forward = self._forward(linear, modules[linear], read, transform.shift)
             yield
         finally:
             for module in modules.values():
@@ -137,7 +156,18 @@ class FakeQuantizer:
                     del module.forward
 
     def _rotated_weight(self, site: Site, linear: str) -> torch.Tensor:
-        return self.transform(site.name).rotate(self._model.get_submodule(linear).weight.detach().float())  # type: ignore[operator, union-attr]
+        return self.transform(site.name).rotate(self._float_weight(linear))
+
+    def _float_weight(self, linear: str) -> torch.Tensor:
+        return self._model.get_submodule(linear).weight.detach().float()  # type: ignore[operator, union-attr]
+
+    def _left_out_forward(self, site: Site, linear: str, module: nn.Module):
+        weight, bias = self.left_out_weight(site, linear), module.bias
+
+        def forward(x: torch.Tensor) -> torch.Tensor:
+            return F.linear(x, weight, bias)  # type: ignore[arg-type]
+
+        return forward
 
     def _quantize_input(self, scale: float | None, transform: InputTransform):
         bits = self._bits.activations

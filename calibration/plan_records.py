@@ -8,6 +8,7 @@ import torch
 from spikeexport.calibration.input_transform import InputTransform
 from spikeexport.calibration.observe import SiteStatistics
 from spikeexport.calibration.records.plan import ExcludedPrecision, Exclusion, InputSite, PlanTensors
+from spikeexport.calibration.smoothing.solve import SolvedFolds
 from spikeexport.calibration.spikes import spike_ratio
 from spikeexport.calibration.structure.sites import DecoderStructure
 from spikeexport.calibration.trial import Trial, behind_folds, rotation_name, shift_name
@@ -53,19 +54,22 @@ def _rotation_name(transform: InputTransform) -> str | None:
 
 def exclusions(
     structure: DecoderStructure,
-    trial: Trial,
+    folds: SolvedFolds,
     statistics: Mapping[str, SiteStatistics],
     why: Mapping[str, str],
     precision: ExcludedPrecision,
     sites: Collection[str],
 ) -> tuple[Exclusion, ...]:
-    """Returns one exclusion for each linear of `sites`, in their order; `why` has no entry for those by hand."""
+    """Returns one exclusion for each linear of `sites`, in their order; `why` has no entry for those by hand.
+
+    `folds` are those that are left without `sites`.
+    """
 
     def float8_scale(site: str) -> float | None:
         if precision != "fp8":
             return None
         absmax = torch.from_numpy(statistics[site].channel_absmax)
-        return float(behind_folds(site, absmax, trial.solved).max()) / FLOAT8_MAX
+        return float(behind_folds(site, absmax, folds).max()) / FLOAT8_MAX
 
     by_name = {site.name: site for site in structure.sites}
     return tuple(

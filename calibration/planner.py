@@ -19,7 +19,7 @@ from spikeexport.calibration.qfep.choose import search_prefix
 from spikeexport.calibration.qfep.given import given_prefix
 from spikeexport.calibration.records.model_id import CalibrationInfo
 from spikeexport.calibration.records.plan import Plan, PlanTensors, Prefix, TradeOff, code_scales_name, codes_name
-from spikeexport.calibration.rounding.round_plan import round_to_nearest, round_with_compensation, use_codes
+from spikeexport.calibration.rounding.round_plan import round_left_out, round_with_compensation, use_codes
 from spikeexport.calibration.smoothing.apply import restore_all
 from spikeexport.calibration.smoothing.points import FoldPoints, find_fold_points
 from spikeexport.calibration.spikes import spike_ratio
@@ -83,15 +83,16 @@ class _Planner:
         codes = self._round(behind, trial, windows, held_out)
         sites, alpha, trade_off = self._exclude(behind, trial, held_out)
         codes = self._codes_of_plan(codes, trial, sites)
+        folds = trial.solved.without(sites)
         quantised = input_sites(self._structure, trial, behind.statistics, sites)
         plan = Plan(
             model=self._checkpoint.model_id,
             calibration=texts.info,
             prefix=self._prefix(behind.lead),
-            folds=trial.solved.folds,
+            folds=folds.folds,
             sites=quantised,
             excluded=exclusions(
-                self._structure, trial, behind.statistics, self._why, self._options.excluded_precision, sites
+                self._structure, folds, behind.statistics, self._why, self._options.excluded_precision, sites
             ),
             alpha=alpha,
             weights="int8",
@@ -100,7 +101,7 @@ class _Planner:
             rounding="gptq" if codes else "nearest",
             largest_activation=behind.largest,
         )
-        return plan, {**trial.solved.tensors, **transform_tensors(quantised, trial), **codes}
+        return plan, {**folds.tensors, **transform_tensors(quantised, trial), **codes}
 
     def _choose_lead(self, windows: np.ndarray, held_out: np.ndarray, points: FoldPoints) -> tuple[Behind, Trial]:
         # The paper's rule takes its ratios from every window.
@@ -252,12 +253,13 @@ class _Planner:
         return {}
 
     def _codes_of_plan(self, codes: PlanTensors, trial: Trial, excluded: tuple[str, ...]) -> PlanTensors:
-        """Drops the codes of linears whose weight is not stored as INT8; excluded inputs are not rotated."""
+        """Excluded inputs lose their folds and rotations; weights that are not stored as INT8 have no codes."""
         if not codes:
             return codes
+        sites = [site for site in self._structure.sites if site.name in excluded]
+        codes = codes | round_left_out(self._model, sites, trial.solved, trial.quantizer.transforms, codes)
         if self._options.excluded_precision == "w8a16":
-            rotated = [site for site in excluded if trial.quantizer.transform(site).rotation is not None]
-            return codes | round_to_nearest(self._model, linears_of(self._structure, rotated))
+            return codes
         linears = linears_of(self._structure, excluded)
         unused = {name for linear in linears for name in (codes_name(linear), code_scales_name(linear))}
         return {name: tensor for name, tensor in codes.items() if name not in unused}

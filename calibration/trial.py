@@ -83,7 +83,7 @@ def make_trial(
     ranges = {name: _ranges(site, name in rotations) for name, site in statistics.items()}
     centres = {name: torch.from_numpy(ranges[name].centre) for name in _shifted(structure, smoothing)}
     absmax = {name: _centred_absmax(seen, centres.get(name)) for name, seen in ranges.items()}
-    solved = solve_folds(model, points, smoothing, absmax, rotations) if smoothing else SolvedFolds((), {}, {})
+    solved = solve_folds(model, points, smoothing, absmax, rotations) if smoothing else SolvedFolds()
     shifts = {name: behind_folds(name, z, solved) for name, z in centres.items()}
     transforms = _transforms(rotations, shifts)
     tops = {name: float(behind_folds(name, values, solved).max()) for name, values in absmax.items()}
@@ -97,7 +97,8 @@ def make_trial(
     if smoothing and smoothing.shift == "down":
         transforms = _transforms(rotations, {name: _on_grid(z, scales[name]) for name, z in shifts.items()})
     say("Quantising the weights…", level=1)
-    return Trial(lead, key_values, solved, scales, FakeQuantizer(model, structure, bits, transforms))
+    quantizer = FakeQuantizer(model, structure, bits, transforms, solved.own_scales)
+    return Trial(lead, key_values, solved, scales, quantizer)
 
 
 def shift_name(site: str) -> str:

@@ -13,7 +13,8 @@ from spikeexport.calibration.input_transform import NONE, InputTransform
 from spikeexport.calibration.records.plan import PlanTensors, code_scales_name, codes_name
 from spikeexport.calibration.rounding.gptq import damped, gptq_codes
 from spikeexport.calibration.rounding.moments import site_moments
-from spikeexport.calibration.structure.sites import DecoderStructure
+from spikeexport.calibration.smoothing.solve import SolvedFolds
+from spikeexport.calibration.structure.sites import DecoderStructure, Site
 from torch import nn
 
 WINDOWS = 12
@@ -67,14 +68,42 @@ def round_with_compensation(
     return tensors
 
 
-def round_to_nearest(model: nn.Module, linears: Collection[str]) -> PlanTensors:
-    """Returns the nearest codes of some linears, under the names and in the shapes of `round_with_compensation`."""
-    tensors: PlanTensors = {}
-    for linear in linears:
-        weight = model.get_submodule(linear).weight.detach().float()  # type: ignore[operator, union-attr]
-        scale = weight_scale(weight)
-        tensors |= _named(linear, nearest_codes(weight, scale).to(torch.int8), scale)
-    return tensors
+def round_left_out(
+    model: nn.Module,
+    sites: Collection[Site],
+    solved: SolvedFolds,
+    transforms: Mapping[str, InputTransform],
+    codes: PlanTensors,
+) -> PlanTensors:
+    """Returns the codes that change when inputs are left unquantised, beside those of `round_with_compensation`.
+
+    Weights that were rounded behind a fold or rotation of their input, which it loses, get their nearest codes. The
+    producer that the fold divided keeps its codes: only the scales of its rows grow by s again.
+
+    Args:
+        model: Floating point, all folds applied.
+        sites: Inputs that are left out.
+        solved: The folds.
+        transforms: Site name -> what would happen to the input before it is quantised.
+        codes: Of all linears, with their scales.
+    """
+    changed: PlanTensors = {}
+    for site in sites:
+        s = solved.own_scales.get(site.name)
+        if s is None and transforms.get(site.name, NONE).rotation is None:
+            continue
+        for linear in site.linears:
+            weight = model.get_submodule(linear).weight.detach().float()  # type: ignore[operator, union-attr]
+            weight = weight if s is None else weight / s
+            scale = weight_scale(weight)
+            changed |= _named(linear, nearest_codes(weight, scale).to(torch.int8), scale)
+    for fold in (solved.own[site.name] for site in sites if site.name in solved.own):
+        name = code_scales_name(fold.producer)
+        if name in codes:
+            scales = changed.get(name, codes[name]).copy()
+            scales[slice(*(fold.rows or (None,)))] *= solved.tensors[fold.scales]
+            changed[name] = scales
+    return changed
 
 
 def _named(linear: str, codes: torch.Tensor, scale: torch.Tensor) -> PlanTensors:

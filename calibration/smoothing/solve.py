@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass, field
 from typing import Literal
 
 import torch
@@ -48,11 +48,29 @@ class SolvedFolds:
         folds: For the plan.
         tensors: Their vectors.
         input_scales: Site name -> s spread over the site's input channels, float32 [channels].
+        own: Site name -> the fold that serves this input and no other.
     """
 
-    folds: tuple[Fold, ...]
-    tensors: PlanTensors
-    input_scales: dict[str, torch.Tensor]
+    folds: tuple[Fold, ...] = ()
+    tensors: PlanTensors = field(default_factory=dict)
+    input_scales: dict[str, torch.Tensor] = field(default_factory=dict)
+    own: dict[str, Fold] = field(default_factory=dict)
+
+    @property
+    def own_scales(self) -> dict[str, torch.Tensor]:
+        """Site name -> s [channels] of the fold that serves it alone."""
+        return {site: self.input_scales[site] for site in self.own}
+
+    def without(self, sites: Collection[str]) -> SolvedFolds:
+        """Returns the folds that are left when `sites` stay unquantised: those that serve one of them alone go."""
+        gone = [self.own[site] for site in sites if site in self.own]
+        keys = {fold.scales for fold in gone}
+        return SolvedFolds(
+            tuple(fold for fold in self.folds if fold not in gone),
+            {key: s for key, s in self.tensors.items() if key not in keys},
+            {site: s for site, s in self.input_scales.items() if site not in sites or site not in self.own},
+            {site: fold for site, fold in self.own.items() if site not in sites},
+        )
 
 
 def solve_folds(
@@ -76,6 +94,7 @@ def solve_folds(
     folds: list[Fold] = []
     tensors: PlanTensors = {}
     input_scales: dict[str, torch.Tensor] = {}
+    own: dict[str, Fold] = {}
     chosen = points.of_kinds(method.kinds)
     for point in sorted(chosen, key=lambda point: point.kind == "norm"):
         absmax = torch.stack([channel_absmax[site] for site in point.sites]).amax(0)
@@ -83,12 +102,13 @@ def solve_folds(
         s = _solve(model, point, method, absmax, 1 if rotation is None else _block(point, len(rotation)))
         fold_point(model, point, s)
         key = f"{point.producer}.smoothing"
-        folds.append(
-            Fold(kind=point.kind, producer=point.producer, consumers=point.consumers, scales=key, rows=point.rows)
-        )
+        fold = Fold(kind=point.kind, producer=point.producer, consumers=point.consumers, scales=key, rows=point.rows)
+        folds.append(fold)
         tensors[key] = s.numpy()
         input_scales |= dict.fromkeys(point.sites, point.expand(s))
-    return SolvedFolds(tuple(folds), tensors, input_scales)
+        if len(point.sites) == 1:
+            own[point.sites[0]] = fold
+    return SolvedFolds(tuple(folds), tensors, input_scales, own)
 
 
 def _block(point: FoldPoint, block: int) -> int:

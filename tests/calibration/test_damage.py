@@ -68,6 +68,29 @@ def test_damage_behind_a_prefix_and_with_a_shift(quantised):
         assert check(kl_damage(model, structure, moved, scales, windows, lead)[coarse[0]])
 
 
+def test_damage_counts_what_a_fold_does_to_the_weight(quantised):
+    model, structure, exact, scales, windows, lead, coarse = quantised
+    site = coarse[0]
+    s = torch.ones(model.config.intermediate_size)
+    s[3] = 30
+    weight = model.get_submodule(site).weight
+    weight.data = weight.data * s
+    quantizer = FakeQuantizer(model, structure, own_folds={site: s})
+    for linear in structure.linears:
+        if linear != site:
+            quantizer.set_weight(linear, exact.weight(linear))
+    kept: list[torch.Tensor] = []
+    evaluate(model, windows, lead, keep=kept)
+    fine = {site: scales[site] / 12}
+    damage = kl_damage(model, structure, quantizer, scales | fine, windows, lead)[site]
+    measured = []
+    for chosen in (fine, {}):
+        with quantizer.active(chosen):
+            measured.append(evaluate(model, windows, lead, reference=Reference([row.float() for row in kept])).kl)
+    assert measured[0] > 20 * measured[1]
+    assert damage == pytest.approx(measured[0] - measured[1], rel=0.35)
+
+
 def _much_larger_than(plain):
     return lambda damage: damage > 100 * plain["model.layers.0.mlp.down_proj"]
 
@@ -78,6 +101,7 @@ def test_rank_fills_the_budget_by_damage_per_weight():
     assert rank(damage, shares, 0.05) == ("small", "big")
     assert rank(damage, shares, 0.02) == ("small", "tiny")
     assert rank(damage, shares, 0.0) == ()
+    assert rank({**damage, "small": -0.5}, shares, 0.05) == ("big", "tiny")
 
 
 def test_as_few_exclusions_as_meet_the_target(tiny_llama_folder):

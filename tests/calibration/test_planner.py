@@ -186,14 +186,42 @@ def _parts(site, tensors):
     return tuple(torch.from_numpy(tensors[name]) if name else None for name in (site.rotation, site.shift))
 
 
-def test_an_excluded_input_is_not_rotated_and_has_codes_of_its_own(spiky_folder, sample_text_file):
+def test_an_excluded_input_is_neither_rotated_nor_folded_and_has_codes_of_its_own(spiky_folder, sample_text_file):
     wishes = {"exclude": ("model.layers.1.mlp.down_proj",), "qfem": "off", "rounding": "gptq"}
     (plan, tensors), _ = plan_of(spiky_folder, sample_text_file, **wishes)
     assert "model.layers.1.mlp.down_proj" not in {site.name for site in plan.sites}
+    folded = {consumer for fold in plan.folds for consumer in fold.consumers}
+    assert folded == set(plan.quantized_linears)
     fresh = load(spiky_folder)[1]
     apply_folds(fresh, plan.folds, tensors)
+
+    def error(name):
+        weight = fresh.get_submodule(name).weight.detach().numpy().T
+        return np.abs(tensors[f"{name}.weight_q"] * tensors[f"{name}.weight_scale"] - weight)
+
     for layer, close in ((1, True), (0, False)):
         name = f"model.layers.{layer}.mlp.down_proj"
-        weight = fresh.get_submodule(name).weight.detach().numpy().T
-        error = tensors[f"{name}.weight_q"] * tensors[f"{name}.weight_scale"] - weight
-        assert (np.abs(error).max() <= 0.51 * tensors[f"{name}.weight_scale"].max()) == close
+        assert (error(name).max() <= 0.51 * tensors[f"{name}.weight_scale"].max()) == close
+        # What the fold took from the rows of up_proj is given back with it.
+        up = f"model.layers.{layer}.mlp.up_proj"
+        assert np.median(error(up) / tensors[f"{up}.weight_scale"]) < 0.4
+
+
+@pytest.mark.parametrize("rounding", ["gptq", "nearest"])
+def test_the_trade_off_is_what_the_plan_does(spiky_folder, sample_text_file, rounding, monkeypatch):
+    monkeypatch.setattr("spikeexport.calibration.exclusions.TARGET_KL", 0.0)
+    wishes = {"qfep": "off", "smooth": "auto:0.95", "scales": "absmax", "max_excluded": 0.4, "rounding": rounding}
+    checkpoint, model = load(spiky_folder)
+    options = PlanOptions(calibration=(str(sample_text_file),), **SMALL, **wishes)
+    held_out = plan_windows(checkpoint, model, options).held_out
+    lead, kept = Lead(bos=1), []
+    evaluate(model, held_out, lead, keep=kept)
+    plan, tensors = make_plan(checkpoint, model, options)
+    row = next(row for row in plan.trade_off if row.linears == len(plan.excluded))
+    assert row.sites > 1
+    assert row.kl < plan.trade_off[0].kl / 2
+    fresh = load(spiky_folder)[1]
+    with planned(fresh, discover(fresh), plan, tensors):
+        found = evaluate(fresh, held_out, lead, reference=Reference(kept))
+    assert found.kl == pytest.approx(row.kl, rel=0.02)
+    assert found.perplexity == pytest.approx(row.perplexity, rel=1e-3)
