@@ -19,6 +19,7 @@ from spikeexport.calibration.foundation.progress import say
 from spikeexport.defaults import MIN_INT8_COVERAGE
 
 if TYPE_CHECKING:
+    from spikeexport.graphs.onnxruntime.lowering import DecodeForm
     from spikeexport.graphs.reading import PortableModel
 
 
@@ -58,6 +59,7 @@ def build(
     timing_cache: str | Path | None = None,
     workspace_bytes: int | None = None,
     without: Sequence[str] = (),
+    decode: DecodeForm = BuildOptions.decode,
 ) -> BuildResult:
     """Compiles `source` for one backend.
 
@@ -72,6 +74,8 @@ def build(
         timing_cache: File of kernel timings, read when it exists and written back.
         workspace_bytes: Most scratch memory of one kernel.
         without: Lowering passes to leave out (onnxruntime).
+        decode: How single tokens run (onnxruntime): "int8" as prompts do, arranged for one token; "weight-only" with
+            unquantised inputs; "prefill" in the very graph of the prompts, with one copy of the weights in memory.
 
     Raises:
         UsageError: Options that are out of range or contradict each other.
@@ -86,12 +90,17 @@ def build(
         timing_cache=Path(timing_cache) if timing_cache is not None else None,
         workspace_bytes=workspace_bytes,
         without=tuple(without),
+        decode=decode,
     )
     _check_ranges(options, min_int8_coverage)
     started = time.monotonic()
     engine_backend = open_backend(backend)
     if options.without and not engine_backend.lowers:
         raise UsageError(f"--without leaves lowering passes out, and {engine_backend.name} has none: leave it out.")
+    if options.decode != BuildOptions.decode and not engine_backend.lowers:
+        raise UsageError(
+            f"--decode chooses among ONNX Runtime's forms, and {engine_backend.name} has one: leave it out."
+        )
     reason = engine_backend.why_unavailable()
     if reason is not None:
         raise BackendError(reason)

@@ -10,7 +10,7 @@ import onnx_ir as ir
 from spikeexport.calibration.checkpoint import open_checkpoint
 from spikeexport.calibration.records.plan import Plan, Prefix
 from spikeexport.graphs.onnxruntime.forms import write_forms
-from spikeexport.graphs.onnxruntime.lowering import PassReport, lower
+from spikeexport.graphs.onnxruntime.lowering import DecodeForm, PassReport, lower
 from spikeexport.graphs.portable import Dtype, build_unquantised, quantise
 from spikeexport.graphs.saving import save_model
 from spikeexport.runners.assets import Assets
@@ -86,7 +86,13 @@ class Pair:
 
 
 def open_pair(
-    folder: Path, work: Path, *, without: tuple[str, ...] = (), chunk: int = EngineSettings.chunk, **options
+    folder: Path,
+    work: Path,
+    *,
+    without: tuple[str, ...] = (),
+    chunk: int = EngineSettings.chunk,
+    decode: DecodeForm = "int8",
+    **options,
 ) -> Pair:
     """Writes both forms of the model in `folder` into `work` and opens them; options as for `portable`."""
     work.mkdir(parents=True, exist_ok=True)
@@ -99,7 +105,7 @@ def open_pair(
         if name.startswith("prefix.") and name.endswith((".key", ".value"))
     )
     reports = lower(model, without)
-    forms = write_forms(model, work / "lowered.onnx", (DECODE_NAME, HEAD_NAME), without)
+    forms = write_forms(model, work / "lowered.onnx", (DECODE_NAME, HEAD_NAME), without, decode)
     return Pair(
         OnnxRunner(work / "portable.onnx", Assets(folder, ids), ONE_THREAD),
         OrtEngineRunner(work / "lowered.onnx", Assets(folder, ids), prefix, EngineSettings(ONE_THREAD, chunk)),

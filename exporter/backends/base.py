@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 from spikeexport.backends.manifest import Compiled
 
 if TYPE_CHECKING:
+    from spikeexport.graphs.onnxruntime.lowering import DecodeForm
     from spikeexport.graphs.reading import PortableModel
     from spikeexport.runners.base import CausalRunner
 
@@ -25,6 +26,7 @@ class BuildOptions:
         timing_cache: File of kernel timings, read when it exists and written back.
         workspace_bytes: Most scratch memory of one kernel; None = the backend's own limit.
         without: Names of lowering passes to leave out, for a backend that `lowers`.
+        decode: How single tokens run, for a backend that `lowers`: "int8", "weight-only" or "prefill".
     """
 
     DEFAULT_MAX_SEQ: ClassVar[int] = 2048
@@ -35,6 +37,7 @@ class BuildOptions:
     timing_cache: Path | None = None
     workspace_bytes: int | None = None
     without: tuple[str, ...] = ()
+    decode: DecodeForm = "int8"
 
 
 class Backend(ABC):

@@ -20,6 +20,14 @@ class BackendName(str, Enum):
     tensorrt_rtx = "tensorrt-rtx"
 
 
+class DecodeName(str, Enum):
+    """How single tokens run."""
+
+    int8 = "int8"
+    weight_only = "weight-only"
+    prefill = "prefill"
+
+
 def run(
     source: Annotated[
         str,
@@ -48,6 +56,10 @@ def run(
         list[str] | None,
         typer.Option("--without", metavar="PASS", help="onnxruntime: leave a lowering pass out. Repeatable."),
     ] = None,
+    decode: Annotated[
+        DecodeName,
+        typer.Option("--decode", help="onnxruntime: how single tokens run; prefill = as prompts, in the least memory."),
+    ] = DecodeName.int8,
     timing_cache: Annotated[
         Path | None, typer.Option("--timing-cache", metavar="FILE", help="Kernel timings to read and extend.")
     ] = None,
@@ -67,6 +79,7 @@ def run(
         timing_cache=timing_cache,
         workspace_bytes=workspace << 20 if workspace is not None else None,
         without=tuple(without or ()),
+        decode=decode.value,
         **limits,
     )
     data = result.to_json()

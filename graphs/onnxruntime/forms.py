@@ -7,11 +7,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import onnx_ir as ir
+from spikeexport.calibration.foundation.errors import UsageError
 from spikeexport.graphs.onnxruntime.group_query_attention import SEQLENS
-from spikeexport.graphs.onnxruntime.lowering import DECODE_LOWERING, PassReport, run_passes
+from spikeexport.graphs.onnxruntime.lowering import DECODE_LOWERING, DECODE_MORE, DecodeForm, PassReport, run_passes
 from spikeexport.graphs.onnxruntime.lowering_pass import Skip
 from spikeexport.graphs.onnxruntime.split_head import SPLIT_HEAD, split_head
-from spikeexport.graphs.onnxruntime.weight_only_decode import WeightOnlyDecode
 from spikeexport.graphs.saving import data_name, externalise
 
 
@@ -32,7 +32,9 @@ class Forms:
     reports: tuple[PassReport, ...]
 
 
-def write_forms(model: ir.Model, path: Path, names: tuple[str, str], without: Collection[str] = ()) -> Forms:
+def write_forms(
+    model: ir.Model, path: Path, names: tuple[str, str], without: Collection[str] = (), decode: DecodeForm = "int8"
+) -> Forms:
     """Writes a lowered model as its forms, the weights once.
 
     Args:
@@ -40,16 +42,25 @@ def write_forms(model: ir.Model, path: Path, names: tuple[str, str], without: Co
         path: The prefill form's file; its external data holds the weights of all.
         names: File names of the decode form and of the head, beside it.
         without: `split-head` and passes of the decode form to leave out.
+        decode: The decode form; none is written where it would be the prefill form.
+
+    Raises:
+        UsageError: There is no such decode form.
     """
+    if decode not in DECODE_LOWERING:
+        raise UsageError(f"Unknown decode form {decode!r}: there are {', '.join(DECODE_LOWERING)}.")
     externalise(model, path.parent, data_name(path.name))
     shared = any(value.name == SEQLENS for value in model.graph.inputs)
-    decode, decode_reports = _decode(model, without, shared)
-    head, head_report = _head(model, decode, SPLIT_HEAD in without)
-    for form, name in ((model, path.name), (decode, names[0]), (head, names[1])):
+    step, step_reports = _decode(model, without, decode, shared)
+    head, head_report = _head(model, step, SPLIT_HEAD in without)
+    for form, name in ((model, path.name), (step, names[0]), (head, names[1])):
         if form is not None:
             ir.save(form, path.with_name(name))
-    return Forms(model, decode, head, (head_report, *decode_reports))
+    return Forms(model, step, head, (head_report, *step_reports))
 
+
+DECODE_FORM = "decode-form"
+"""Name of the report that says whether there is a decode form, and why not."""
 
 _NOT_SHARED = "past and present are apart: one graph does for all"
 
@@ -66,10 +77,18 @@ def _head(model: ir.Model, decode: ir.Model | None, off: bool) -> tuple[ir.Model
     return found, PassReport(SPLIT_HEAD, 1, ())
 
 
-def _decode(model: ir.Model, without: Collection[str], shared: bool) -> tuple[ir.Model | None, tuple[PassReport, ...]]:
+def _decode(
+    model: ir.Model, without: Collection[str], form: DecodeForm, shared: bool
+) -> tuple[ir.Model | None, tuple[PassReport, ...]]:
     """Returns the decode form, or None where no linear would run otherwise than in the prefill form."""
-    if not shared:
-        return None, (PassReport(WeightOnlyDecode.name, 0, (Skip("model", _NOT_SHARED),)),)
+    steps = DECODE_LOWERING[form]
+    if not shared or not steps:
+        why = "asked for" if shared else _NOT_SHARED
+        return None, (PassReport(DECODE_FORM, 0, (Skip("model", why),)),)
     decode = model.clone()
-    reports = run_passes(decode, DECODE_LOWERING, without)
-    return (decode, reports) if reports[0].applied else (None, reports[:1])
+    reports = run_passes(decode, steps, without)
+    if not any(report.applied for report in reports):
+        skips = tuple(skip for report in reports for skip in report.skips)
+        return None, (PassReport(DECODE_FORM, 0, skips[:1] or (Skip("model", "no linear is W8A8"),)),)
+    more = run_passes(decode, DECODE_MORE, without)
+    return decode, (PassReport(DECODE_FORM, 1, ()), *reports, *more)

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
+from typing import Literal
 
 import onnx_ir as ir
 from spikeexport.calibration.foundation.errors import UsageError
 from spikeexport.graphs.onnxruntime.block_embedding import BlockEmbedding
 from spikeexport.graphs.onnxruntime.float32 import CastToFloat32
 from spikeexport.graphs.onnxruntime.group_query_attention import FuseGroupQueryAttention
+from spikeexport.graphs.onnxruntime.integer_decode import MergeProducts, ScalesBehind
 from spikeexport.graphs.onnxruntime.integer_linear import IntegerLinears
 from spikeexport.graphs.onnxruntime.logit_positions import GatherLogitPositions
 from spikeexport.graphs.onnxruntime.lowering_pass import LoweringPass, Skip
@@ -18,6 +20,9 @@ from spikeexport.graphs.onnxruntime.rms_norm import FoldNormWeights, FuseSkipNor
 from spikeexport.graphs.onnxruntime.split_head import SPLIT_HEAD
 from spikeexport.graphs.onnxruntime.weight_only_decode import WeightOnlyDecode
 from spikeexport.graphs.onnxruntime.weight_only_linear import WeightOnlyLinears
+
+DecodeForm = Literal["int8", "weight-only", "prefill"]
+"""How single tokens run: W8A8 arranged for one token, weight-only, or in the graph for prompts."""
 
 LOWERING: tuple[type[LoweringPass], ...] = (
     CastToFloat32,
@@ -32,10 +37,22 @@ LOWERING: tuple[type[LoweringPass], ...] = (
 )
 """What turns a portable graph into ONNX Runtime's, in order."""
 
-DECODE_LOWERING: tuple[type[LoweringPass], ...] = (WeightOnlyDecode, FuseSkipNorm)
-"""What turns a lowered graph into its decode form, in order."""
+DECODE_LOWERING: dict[DecodeForm, tuple[type[LoweringPass], ...]] = {
+    "int8": (MergeProducts, ScalesBehind),
+    "weight-only": (WeightOnlyDecode,),
+    "prefill": (),
+}
+"""What turns a lowered graph into each decode form, in order; a form in which none of it applies is not kept."""
 
-PASS_NAMES = (*(step.name for step in LOWERING), SPLIT_HEAD, *(step.name for step in DECODE_LOWERING))
+DECODE_MORE: tuple[type[LoweringPass], ...] = (FuseSkipNorm,)
+"""What every decode form has besides."""
+
+PASS_NAMES = (
+    *(step.name for step in LOWERING),
+    SPLIT_HEAD,
+    *(step.name for steps in DECODE_LOWERING.values() for step in steps),
+    *(step.name for step in DECODE_MORE),
+)
 """What can be switched off, in order: the passes, the cut in front of the head, the passes of the decode form."""
 
 

@@ -68,7 +68,7 @@ class OnnxRuntimeBackend(Backend):
             from safetensors.numpy import save
 
             (folder / PREFIX_NAME).write_bytes(save(prefix))
-        forms = write_forms(model, folder / MODEL_NAME, (DECODE_NAME, HEAD_NAME), options.without)
+        forms = write_forms(model, folder / MODEL_NAME, (DECODE_NAME, HEAD_NAME), options.without, options.decode)
         reports = (*reports, *forms.reports)
         for report in reports:
             _say_report(report)

@@ -1,4 +1,4 @@
-"""Which form each phase runs in: the decode form is kept only where ONNX Runtime really makes it weight-only."""
+"""Which form each phase runs in: a decode form is kept only where ONNX Runtime really runs it on INT8 weights."""
 
 from __future__ import annotations
 
@@ -9,11 +9,15 @@ from typing import TYPE_CHECKING
 
 from spikeexport.backends.onnxruntime.truth import INTEGER_PRODUCTS, linear_operators, node_modules, optimized_graph
 from spikeexport.graphs.onnxruntime.block_embedding import HEAD
-from spikeexport.graphs.onnxruntime.weight_only_decode import WeightOnlyDecode
+from spikeexport.graphs.onnxruntime.forms import DECODE_FORM
 
 if TYPE_CHECKING:
     import onnx_ir as ir
     from spikeexport.graphs.onnxruntime.forms import Forms
+
+
+FOR_ONE_TOKEN = ", arranged for one token"
+"""What `decode` says of a form that multiplies the same numbers as the prefill form."""
 
 
 @dataclass(frozen=True)
@@ -30,7 +34,7 @@ class Phases:
 
 
 def read_phases(forms: Forms, prefill: ir.Graph, decode: Path) -> Phases:
-    """Says in which form prefill and decode run; a decode form that is not weight-only is removed.
+    """Says in which form prefill and decode run; a decode form whose weights ONNX Runtime widens is removed.
 
     Args:
         forms: What was written.
@@ -42,8 +46,8 @@ def read_phases(forms: Forms, prefill: ir.Graph, decode: Path) -> Phases:
     words = _counted(linear_operators(prefill, node_modules(forms.prefill.graph)))
     count = len(prefill) + head
     if forms.decode is None:
-        skips = [skip for report in forms.reports if report.name == WeightOnlyDecode.name for skip in report.skips]
-        return _one_form(words, skips[0].why if skips else "no linear is W8A8", count)
+        why = next(skip.why for report in forms.reports if report.name == DECODE_FORM for skip in report.skips)
+        return _one_form(words, why, count)
     optimized = optimized_graph(decode, weight_only=True)
     operators = linear_operators(optimized, node_modules(forms.decode.graph))
     rewritten = {name for names in node_modules(forms.decode.graph).values() for name in names.split()} - {HEAD}
@@ -52,7 +56,8 @@ def read_phases(forms: Forms, prefill: ir.Graph, decode: Path) -> Phases:
         decode.unlink()
         return _one_form(words, f"this ONNX Runtime widens the INT8 weight of {widened[0]} (1.32 does not)", count)
     kernels = {"prefill": count, "decode": len(optimized) + head}
-    return Phases({"prefill": words, "decode": _counted(operators)}, kernels)
+    found = _counted(operators)
+    return Phases({"prefill": words, "decode": f"{found}{FOR_ONE_TOKEN if found == words else ''}"}, kernels)
 
 
 def _one_form(words: str, why: str, kernels: int) -> Phases:

@@ -38,7 +38,7 @@ def test_decode_equals_prefill_on_the_same_tokens(pair):
 
 
 def test_integer_decode_equals_prefill_exactly_where_codes_agree(tiny_llama_folder, tmp_path):
-    lowered = open_pair(tiny_llama_folder, tmp_path, prefix=True, without=("weight-only-decode",)).lowered
+    lowered = open_pair(tiny_llama_folder, tmp_path, prefix=True, decode="prefill").lowered
     ids = random_ids(1, 12)
     whole, _ = lowered.prefill(ids)
     first, cache = lowered.prefill(ids[:, :11])
@@ -145,7 +145,7 @@ def test_a_prefix_that_is_not_filled_in_is_noticed(tiny_llama_folder, tmp_path):
 
 def test_the_form_follows_the_number_of_tokens(tiny_llama_folder, tmp_path):
     """Few tokens run in the decode form, wherever they come from; many in the prefill form."""
-    lowered = open_pair(tiny_llama_folder, tmp_path, prefix=True).lowered
+    lowered = open_pair(tiny_llama_folder, tmp_path, prefix=True, decode="weight-only").lowered
     ids = random_ids(1, 4)
     decode_form, _ = lowered.prefill(ids)
     lowered.settings = replace(lowered.settings, decode_rows=3)

@@ -23,7 +23,7 @@ def onnx_file(tiny_llama_folder, tmp_path_factory):
 
 
 def test_settings_reach_the_built_runner(onnx_file):
-    built = build(onnx_file, backend="onnxruntime", without=("weight-only-decode",)).path
+    built = build(onnx_file, backend="onnxruntime", decode="prefill").path
     options = RunOptions(threads=1, spinning=False, chunk=3)
     with open_configured(built, options) as runner, open_configured(built) as plain:
         session = runner._graphs.prefill.session.get_session_options()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -9,10 +10,12 @@ import onnx_ir as ir
 import pytest
 from safetensors.numpy import load_file, save_file
 from spikeexport.calibration.checkpoint import load_model, open_checkpoint
+from spikeexport.calibration.foundation.errors import UsageError
 from spikeexport.calibration.options import PlanOptions
 from spikeexport.calibration.planner import make_plan
 from spikeexport.graphs.onnxruntime.forms import Forms, write_forms
-from spikeexport.graphs.onnxruntime.lowering import lower
+from spikeexport.graphs.onnxruntime.integer_decode import MergeProducts, ScalesBehind
+from spikeexport.graphs.onnxruntime.lowering import DecodeForm, lower
 from spikeexport.graphs.onnxruntime.split_head import split_head
 from spikeexport.graphs.onnxruntime.weight_only_decode import WeightOnlyDecode
 from spikeexport.graphs.portable import build_portable, decoder_linears
@@ -23,18 +26,19 @@ from tests.lowered_models import open_family_pair, open_pair, portable, random_i
 from tests.tiny_models import tiny_family
 
 
-def written(folder: Path, work: Path, without: tuple[str, ...] = (), **options) -> Forms:
+def written(folder: Path, work: Path, without: tuple[str, ...] = (), decode: DecodeForm = "int8", **options) -> Forms:
     model = portable(folder, dtype="fp32", **options)
     lower(model, without)
-    return write_forms(model, work / "model.onnx", (DECODE_NAME, HEAD_NAME), without)
+    return write_forms(model, work / "model.onnx", (DECODE_NAME, HEAD_NAME), without, decode)
 
 
 def reasons(forms: Forms) -> dict[str, str]:
     return {report.name: report.skips[0].why for report in forms.reports if report.skips}
 
 
-def test_all_forms_read_one_weight_file(tiny_llama_folder, tmp_path):
-    forms = written(tiny_llama_folder, tmp_path)
+@pytest.mark.parametrize("form", ["int8", "weight-only"])
+def test_all_forms_read_one_weight_file(tiny_llama_folder, tmp_path, form):
+    forms = written(tiny_llama_folder, tmp_path, decode=form)
     assert sorted(path.name for path in tmp_path.iterdir()) == [DECODE_NAME, HEAD_NAME, "model.onnx", "model.onnx.data"]
     places = {}
     for form in (forms.prefill, forms.decode, forms.head):
@@ -50,7 +54,7 @@ def test_all_forms_read_one_weight_file(tiny_llama_folder, tmp_path):
 def test_a_family_without_quantised_inputs_stays_one_graph(family, tmp_path):
     pair = open_family_pair(family, tmp_path, quantised=False, without=EXACT)
     done = {report.name: report.applied for report in pair.reports}
-    assert (done["split-head"], done["weight-only-decode"]) == (0, 0)
+    assert (done["split-head"], done["decode-form"]) == (0, 0)
     ids = random_ids(2, 7)
     np.testing.assert_allclose(pair.lowered.prefill(ids)[0], pair.portable.prefill(ids)[0], atol=TOLERANCE, rtol=0)
 
@@ -61,7 +65,7 @@ def test_decode_multiplies_unquantised_inputs(family, tmp_path):
     # With every expert chosen: a router that is torn between two would make a step of a rounding.
     all_experts = {"num_experts_per_tok": 4} if family in ("mixtral", "qwen3_moe") else {}
     folder = tiny_family(family, tmp_path / "w8a8" / family, **all_experts)
-    pair = open_pair(folder, tmp_path / "w8a8", without=EXACT, prefix=True)
+    pair = open_pair(folder, tmp_path / "w8a8", without=EXACT, prefix=True, decode="weight-only")
     assert {report.name: report.applied for report in pair.reports}["weight-only-decode"] > 0
     every = decoder_linears(open_checkpoint(folder))
     w8a16 = open_pair(folder, tmp_path / "w8a16", without=EXACT, prefix=True, excluded=every)
@@ -92,7 +96,7 @@ def test_decode_undoes_the_shift_of_an_input(tmp_path, sample_text_file, biased)
     assert any(site.shift for site in plan.sites)
     model = build_portable(checkpoint, plan, tensors, dtype="fp32")
     lower(model)
-    forms = write_forms(model, tmp_path / "model.onnx", (DECODE_NAME, HEAD_NAME))
+    forms = write_forms(model, tmp_path / "model.onnx", (DECODE_NAME, HEAD_NAME), decode="weight-only")
     ops = [{node.op_type for node in form.graph} for form in (forms.prefill, forms.decode)]
     assert "Sub" in ops[0]
     assert "Sub" not in ops[1]
@@ -112,24 +116,53 @@ def _give_biases(folder: Path) -> None:
     save_file({name: biases[name] if name.endswith("bias") else value for name, value in tensors.items()}, path)
 
 
-def test_running_the_pass_twice_changes_nothing(tiny_llama_folder, tmp_path):
-    decode = written(tiny_llama_folder, tmp_path).decode
-    again = WeightOnlyDecode()
+@pytest.mark.parametrize(
+    ("form", "step"), [("weight-only", WeightOnlyDecode), ("int8", MergeProducts), ("int8", ScalesBehind)]
+)
+def test_running_a_pass_twice_changes_nothing(tiny_llama_folder, tmp_path, form, step):
+    decode = written(tiny_llama_folder, tmp_path, decode=form).decode
+    again = step()
     assert not again(decode).modified
     assert (again.applied, again.skips) == (0, [])
 
 
-def test_switched_off_forms_are_not_written(tiny_llama_folder, tmp_path):
-    forms = written(tiny_llama_folder, tmp_path, without=("weight-only-decode", "split-head"))
+@pytest.mark.parametrize("family", FAMILIES)
+def test_a_step_in_int8_multiplies_the_same_codes(family, tmp_path):
+    """What the decode form gives for a few tokens is what the prefill form gives for them."""
+    pair = open_family_pair(family, tmp_path, without=EXACT, prefix=True)
+    done = {report.name: report.applied for report in pair.reports}
+    assert done["scales-behind"] > 0
+    assert done["merged-products"] > 0 or family == "phi3"
+    ids, runner = random_ids(1, 4), pair.lowered
+    assert runner._graphs.decode is not runner._graphs.prefill
+    found, _ = runner.prefill(ids)
+    runner.settings = replace(runner.settings, decode_rows=0)
+    expected, _ = runner.prefill(ids)
+    # A code at the border of two steps may fall on either side.
+    assert np.median(np.abs(found - expected)) < 2e-4
+    assert (found - expected).std() < 0.02 * expected.std()
+
+
+def test_decode_in_the_prefill_form_needs_no_other_graph(tiny_llama_folder, tmp_path):
+    forms = written(tiny_llama_folder, tmp_path, decode="prefill")
     assert (forms.decode, forms.head) == (None, None)
-    assert reasons(forms) == {"weight-only-decode": "switched off", "split-head": "switched off"}
+    assert reasons(forms) == {"decode-form": "asked for", "split-head": "there is no decode form to share it with"}
+    assert not (tmp_path / DECODE_NAME).exists()
+    with pytest.raises(UsageError, match="Unknown decode form 'fast': there are int8, weight-only, prefill"):
+        written(tiny_llama_folder, tmp_path, decode="fast")
+
+
+def test_switched_off_forms_are_not_written(tiny_llama_folder, tmp_path):
+    forms = written(tiny_llama_folder, tmp_path, without=("merged-products", "scales-behind", "split-head"))
+    assert (forms.decode, forms.head) == (None, None)
+    assert reasons(forms) == {"decode-form": "switched off", "split-head": "switched off"}
     assert not (tmp_path / DECODE_NAME).exists()
 
 
 def test_a_cache_that_is_not_shared_keeps_one_graph(tiny_llama_folder, tmp_path):
     forms = written(tiny_llama_folder, tmp_path, without=("group-query-attention",))
     assert (forms.decode, forms.head) == (None, None)
-    assert "past and present are apart" in reasons(forms)["weight-only-decode"]
+    assert "past and present are apart" in reasons(forms)["decode-form"]
     assert reasons(forms)["split-head"] == "there is no decode form to share it with"
 
 

@@ -54,17 +54,20 @@ def test_every_planned_linear_is_an_integer_product(built):
 def test_each_phase_says_its_form(built, onnx_file, tmp_path):
     target, kernels = built.manifest.target, built.manifest.truth.kernels
     assert target["prefill"] == "20 linears W8A8, 1 linears weight-only (MatMulNBits, 8 bits)"
-    assert target["decode"] == "21 linears weight-only (MatMulNBits, 8 bits)"
-    assert kernels["decode"] < kernels["prefill"]
-    single = build(onnx_file, tmp_path / "single", backend="onnxruntime", without=("weight-only-decode",))
-    assert single.manifest.target["decode"] == "as prefill: switched off"
+    assert target["decode"] == f"{target['prefill']}, arranged for one token"
+    assert kernels["decode"] != kernels["prefill"]
+    weight_only = build(onnx_file, tmp_path / "weight_only", backend="onnxruntime", decode="weight-only")
+    assert weight_only.manifest.target["decode"] == "21 linears weight-only (MatMulNBits, 8 bits)"
+    assert weight_only.manifest.truth.kernels["decode"] < kernels["prefill"]
+    single = build(onnx_file, tmp_path / "single", backend="onnxruntime", decode="prefill")
+    assert single.manifest.target["decode"] == "as prefill: asked for"
     assert not (single.path / "decode.onnx").exists()
 
 
 def test_a_runtime_that_widens_weights_decodes_in_the_prefill_form(onnx_file, tmp_path, monkeypatch):
     """ONNX Runtime before 1.32 multiplies the dequantised weight: the decode form would be slow and is removed."""
     monkeypatch.setattr("spikeexport.runners.ort_session._WEIGHT_ONLY", {"session.disable_quant_qdq": "1"})
-    folder = build(onnx_file, tmp_path / "old", backend="onnxruntime")
+    folder = build(onnx_file, tmp_path / "old", backend="onnxruntime", decode="weight-only")
     assert "widens the INT8 weight" in folder.manifest.target["decode"]
     assert not (folder.path / "decode.onnx").exists()
 
