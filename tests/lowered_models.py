@@ -91,7 +91,7 @@ def open_pair(
     *,
     without: tuple[str, ...] = (),
     chunk: int = EngineSettings.chunk,
-    decode: DecodeForm = "int8",
+    decode: DecodeForm = "mixed",
     **options,
 ) -> Pair:
     """Writes both forms of the model in `folder` into `work` and opens them; options as for `portable`."""

@@ -23,7 +23,7 @@ class BackendName(str, Enum):
 class DecodeName(str, Enum):
     """How single tokens run."""
 
-    int8 = "int8"
+    mixed = "mixed"
     weight_only = "weight-only"
     prefill = "prefill"
 
@@ -59,7 +59,7 @@ def run(
     decode: Annotated[
         DecodeName,
         typer.Option("--decode", help="onnxruntime: how single tokens run; prefill = as prompts, in the least memory."),
-    ] = DecodeName.int8,
+    ] = DecodeName.mixed,
     timing_cache: Annotated[
         Path | None, typer.Option("--timing-cache", metavar="FILE", help="Kernel timings to read and extend.")
     ] = None,

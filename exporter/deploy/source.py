@@ -78,7 +78,6 @@ def open_as_deployed(source: Source) -> CausalRunner:
 
 def build_notes(source: Source) -> tuple[str, ...]:
     """Returns what is special about a deployed ONNX Runtime build: one prompt at a time, one form for both phases."""
-    from spikeexport.backends.onnxruntime.phases import FOR_ONE_TOKEN
     from spikeexport.runners.engine_graphs import DECODE_NAME
 
     if source.kind != "onnxruntime" or source.manifest is None:
@@ -86,10 +85,10 @@ def build_notes(source: Source) -> tuple[str, ...]:
     notes = []
     if source.manifest.target.get("cache") == "shared":
         notes.append(f"one prompt at a time; for batches deploy the .onnx that {source.path.name} came from")
-    if (source.path / DECODE_NAME).is_file() and FOR_ONE_TOKEN not in str(source.manifest.target["decode"]):
+    if (source.path / DECODE_NAME).is_file():
         notes.append(
-            "decode runs W8A8 as prefill does, where `spikeexport generate` takes the weight-only form: without "
-            "`build --decode weight-only` a folder's own text is the deployed one's"
+            "decode runs W8A8 as prefill does, where `spikeexport generate` leaves inputs unquantised: "
+            "`build --decode prefill` gives a folder whose own text is the deployed one's"
         )
     return tuple(notes)
 

@@ -33,7 +33,7 @@ class Forms:
 
 
 def write_forms(
-    model: ir.Model, path: Path, names: tuple[str, str], without: Collection[str] = (), decode: DecodeForm = "int8"
+    model: ir.Model, path: Path, names: tuple[str, str], without: Collection[str] = (), decode: DecodeForm = "mixed"
 ) -> Forms:
     """Writes a lowered model as its forms, the weights once.
 

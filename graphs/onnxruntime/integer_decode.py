@@ -1,6 +1,8 @@
-"""The decode form of a lowered graph: the same integer products, arranged for one token at a time."""
+"""Integer products arranged for one token at a time, as the decode form has them."""
 
 from __future__ import annotations
+
+from collections.abc import Sequence
 
 import numpy as np
 import onnx_ir as ir
@@ -11,6 +13,8 @@ from spikeexport.graphs.onnxruntime.weights import MODULE_KEY
 
 _CODES, _WEIGHT, _SCALE, _WEIGHT_SCALE, _BIAS = 0, 1, 2, 3, 6
 """Inputs of MatMulIntegerToFloat."""
+
+_NAMES = {_WEIGHT: "Weights", _WEIGHT_SCALE: "Scales"}
 
 
 class MergeProducts(LoweringPass):
@@ -27,7 +31,7 @@ class MergeProducts(LoweringPass):
         """Merges each group of products that read the same codes, have a weight per output channel and no bias."""
         groups: dict[tuple[ir.Value | None, ir.Value | None], list[ir.Node]] = {}
         for node in graph:
-            if is_integer_product(node) and _bias(node) is None and _outputs(node) is not None:
+            if is_integer_product(node) and _bias(node) is None and _is_constant(node):
                 groups.setdefault((node.inputs[_CODES], node.inputs[_SCALE]), []).append(node)
         for nodes in groups.values():
             if len(nodes) > 1:
@@ -35,13 +39,13 @@ class MergeProducts(LoweringPass):
 
     def _merge(self, graph: ir.Graph, nodes: list[ir.Node]) -> None:
         first, names = nodes[0], [str(node.metadata_props.get(MODULE_KEY, node.name)) for node in nodes]
-        scope = "+".join([names[0], *(name.rpartition(".")[2] for name in names[1:])])
-        sizes = [_outputs(node) or 0 for node in nodes]
+        scope = f"{names[0]}+{names[1].rpartition('.')[2] if len(names) == 2 else len(names) - 1}"
+        shapes = [product_sizes(node) or (0, 0) for node in nodes]
+        width, sizes = shapes[0][0], [outputs for _, outputs in shapes]
         inputs = list(first.inputs)
-        inputs[_WEIGHT] = _side_by_side(first, [node.inputs[_WEIGHT] for node in nodes], 1, f"{scope}/Weights")
-        scales = _side_by_side(first, [node.inputs[_WEIGHT_SCALE] for node in nodes], 0, f"{scope}/Scales")
-        scales.shape = ir.Shape([sum(sizes)])
-        inputs[_WEIGHT_SCALE] = scales
+        for place, axis, shape in ((_WEIGHT, 1, [width, sum(sizes)]), (_WEIGHT_SCALE, 0, [sum(sizes)])):
+            own = [node.inputs[place] for node in nodes]
+            inputs[place] = _side_by_side(first, own, axis, shape, f"{scope}/{_NAMES[place]}")
         product = insert_before(
             first,
             "MatMulIntegerToFloat",
@@ -101,10 +105,17 @@ def _bias(node: ir.Node) -> ir.Value | None:
     return node.inputs[_BIAS] if len(node.inputs) > _BIAS else None
 
 
-def _outputs(node: ir.Node) -> int | None:
-    """Returns N of a constant weight [K, N] with one scale for each column."""
+def product_sizes(node: ir.Node) -> tuple[int, int] | None:
+    """Returns K and N of an integer product whose weight [K, N] has a known shape."""
+    weight = node.inputs[_WEIGHT]
+    shape = None if weight is None or weight.shape is None else weight.shape.dims
+    return (int(shape[0]), int(shape[1])) if shape is not None and len(shape) == 2 else None  # type: ignore[arg-type]
+
+
+def _is_constant(node: ir.Node) -> bool:
+    """Returns whether the weight [K, N] is a constant with one scale for each column."""
     weight, scale = constant_shape(node.inputs[_WEIGHT]), constant_shape(node.inputs[_WEIGHT_SCALE])
-    return weight[1] if weight is not None and len(weight) == 2 and scale == weight[1:] else None
+    return weight is not None and len(weight) == 2 and scale == weight[1:]
 
 
 def _is_per_channel(scale: ir.Value | None) -> bool:
@@ -112,6 +123,10 @@ def _is_per_channel(scale: ir.Value | None) -> bool:
     return scale.shape is not None and scale.shape.rank() == 1 and scale.shape[0] != 1
 
 
-def _side_by_side(anchor: ir.Node, values: list[ir.Value | None], axis: int, name: str) -> ir.Value:
+def _side_by_side(
+    anchor: ir.Node, values: list[ir.Value | None], axis: int, shape: Sequence[int], name: str
+) -> ir.Value:
     dtype = values[0].dtype if values[0] is not None else None
-    return insert_before(anchor, "Concat", values, {"axis": axis}, name=name, dtype=dtype).outputs[0]
+    joined = insert_before(anchor, "Concat", values, {"axis": axis}, name=name, dtype=dtype).outputs[0]
+    joined.shape = ir.Shape(shape)
+    return joined

@@ -18,11 +18,11 @@ from spikeexport.graphs.onnxruntime.lowering_pass import LoweringPass, Skip
 from spikeexport.graphs.onnxruntime.packed_qkv import PackQkv
 from spikeexport.graphs.onnxruntime.rms_norm import FoldNormWeights, FuseSkipNorm, SimplifyRmsNorm
 from spikeexport.graphs.onnxruntime.split_head import SPLIT_HEAD
-from spikeexport.graphs.onnxruntime.weight_only_decode import WeightOnlyDecode
+from spikeexport.graphs.onnxruntime.weight_only_decode import NarrowWeightOnlyDecode, WeightOnlyDecode
 from spikeexport.graphs.onnxruntime.weight_only_linear import WeightOnlyLinears
 
-DecodeForm = Literal["int8", "weight-only", "prefill"]
-"""How single tokens run: W8A8 arranged for one token, weight-only, or in the graph for prompts."""
+DecodeForm = Literal["mixed", "weight-only", "prefill"]
+"""How single tokens run: wide products in W8A8 and the others weight-only, all weight-only, or as prompts do."""
 
 LOWERING: tuple[type[LoweringPass], ...] = (
     CastToFloat32,
@@ -38,7 +38,7 @@ LOWERING: tuple[type[LoweringPass], ...] = (
 """What turns a portable graph into ONNX Runtime's, in order."""
 
 DECODE_LOWERING: dict[DecodeForm, tuple[type[LoweringPass], ...]] = {
-    "int8": (MergeProducts, ScalesBehind),
+    "mixed": (MergeProducts, NarrowWeightOnlyDecode, ScalesBehind),
     "weight-only": (WeightOnlyDecode,),
     "prefill": (),
 }

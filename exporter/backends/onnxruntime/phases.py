@@ -16,10 +16,6 @@ if TYPE_CHECKING:
     from spikeexport.graphs.onnxruntime.forms import Forms
 
 
-FOR_ONE_TOKEN = ", arranged for one token"
-"""What `decode` says of a form that multiplies the same numbers as the prefill form."""
-
-
 @dataclass(frozen=True)
 class Phases:
     """What runs in the two phases.
@@ -56,8 +52,7 @@ def read_phases(forms: Forms, prefill: ir.Graph, decode: Path) -> Phases:
         decode.unlink()
         return _one_form(words, f"this ONNX Runtime widens the INT8 weight of {widened[0]} (1.32 does not)", count)
     kernels = {"prefill": count, "decode": len(optimized) + head}
-    found = _counted(operators)
-    return Phases({"prefill": words, "decode": f"{found}{FOR_ONE_TOKEN if found == words else ''}"}, kernels)
+    return Phases({"prefill": words, "decode": _counted(operators)}, kernels)
 
 
 def _one_form(words: str, why: str, kernels: int) -> Phases:

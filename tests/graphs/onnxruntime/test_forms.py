@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import replace
 from pathlib import Path
 
@@ -17,7 +18,7 @@ from spikeexport.graphs.onnxruntime.forms import Forms, write_forms
 from spikeexport.graphs.onnxruntime.integer_decode import MergeProducts, ScalesBehind
 from spikeexport.graphs.onnxruntime.lowering import DecodeForm, lower
 from spikeexport.graphs.onnxruntime.split_head import split_head
-from spikeexport.graphs.onnxruntime.weight_only_decode import WeightOnlyDecode
+from spikeexport.graphs.onnxruntime.weight_only_decode import NarrowWeightOnlyDecode, WeightOnlyDecode
 from spikeexport.graphs.portable import build_portable, decoder_linears
 from spikeexport.runners.engine_graphs import DECODE_NAME, HEAD_NAME
 
@@ -26,7 +27,13 @@ from tests.lowered_models import open_family_pair, open_pair, portable, random_i
 from tests.tiny_models import tiny_family
 
 
-def written(folder: Path, work: Path, without: tuple[str, ...] = (), decode: DecodeForm = "int8", **options) -> Forms:
+def written(
+    folder: Path,
+    work: Path,
+    without: tuple[str, ...] = (),
+    decode: DecodeForm = "mixed",
+    **options,
+) -> Forms:
     model = portable(folder, dtype="fp32", **options)
     lower(model, without)
     return write_forms(model, work / "model.onnx", (DECODE_NAME, HEAD_NAME), without, decode)
@@ -36,7 +43,7 @@ def reasons(forms: Forms) -> dict[str, str]:
     return {report.name: report.skips[0].why for report in forms.reports if report.skips}
 
 
-@pytest.mark.parametrize("form", ["int8", "weight-only"])
+@pytest.mark.parametrize("form", ["mixed", "weight-only"])
 def test_all_forms_read_one_weight_file(tiny_llama_folder, tmp_path, form):
     forms = written(tiny_llama_folder, tmp_path, decode=form)
     assert sorted(path.name for path in tmp_path.iterdir()) == [DECODE_NAME, HEAD_NAME, "model.onnx", "model.onnx.data"]
@@ -117,7 +124,13 @@ def _give_biases(folder: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("form", "step"), [("weight-only", WeightOnlyDecode), ("int8", MergeProducts), ("int8", ScalesBehind)]
+    ("form", "step"),
+    [
+        ("weight-only", WeightOnlyDecode),
+        ("mixed", MergeProducts),
+        ("mixed", NarrowWeightOnlyDecode),
+        ("mixed", ScalesBehind),
+    ],
 )
 def test_running_a_pass_twice_changes_nothing(tiny_llama_folder, tmp_path, form, step):
     decode = written(tiny_llama_folder, tmp_path, decode=form).decode
@@ -127,11 +140,13 @@ def test_running_a_pass_twice_changes_nothing(tiny_llama_folder, tmp_path, form,
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-def test_a_step_in_int8_multiplies_the_same_codes(family, tmp_path):
-    """What the decode form gives for a few tokens is what the prefill form gives for them."""
+def test_products_that_stay_in_int8_multiply_the_same_codes(family, tmp_path, monkeypatch):
+    """With every product wide, what the decode form gives for a few tokens is what the prefill form gives for them."""
+    monkeypatch.setattr("spikeexport.graphs.onnxruntime.weight_only_decode.WIDE", 0)
     pair = open_family_pair(family, tmp_path, without=EXACT, prefix=True)
     done = {report.name: report.applied for report in pair.reports}
     assert done["scales-behind"] > 0
+    assert done["narrow-weight-only"] == 0
     assert done["merged-products"] > 0 or family == "phi3"
     ids, runner = random_ids(1, 4), pair.lowered
     assert runner._graphs.decode is not runner._graphs.prefill
@@ -143,17 +158,37 @@ def test_a_step_in_int8_multiplies_the_same_codes(family, tmp_path):
     assert (found - expected).std() < 0.02 * expected.std()
 
 
+@pytest.mark.parametrize("family", FAMILIES)
+def test_wide_products_stay_in_int8_and_the_others_are_weight_only(family, tmp_path):
+    pair = open_family_pair(family, tmp_path, without=EXACT, prefix=True)
+    decode = ir.load(tmp_path / DECODE_NAME).graph
+    kinds = {str(node.name): node.op_type for node in decode if "spikeexport.module" in node.metadata_props}
+    wide = {name for name, kind in kinds.items() if kind == "MatMulIntegerToFloat"}
+    narrow = {name for name, kind in kinds.items() if kind == "MatMul" and not name.startswith("lm_head")}
+    gates = {name for name in (*wide, *narrow) if re.search("gate_proj|gate_up|w1", name)}
+    outputs = {name for name in (*wide, *narrow) if "o_proj" in name}
+    assert gates <= wide
+    assert outputs <= narrow
+    assert (len(gates), len(outputs)) == (3, 3)
+    ids, runner = random_ids(1, 4), pair.lowered
+    found, _ = runner.prefill(ids)
+    runner.settings = replace(runner.settings, decode_rows=0)
+    expected, _ = runner.prefill(ids)
+    assert (found - expected).std() < 0.2 * expected.std()
+
+
 def test_decode_in_the_prefill_form_needs_no_other_graph(tiny_llama_folder, tmp_path):
     forms = written(tiny_llama_folder, tmp_path, decode="prefill")
     assert (forms.decode, forms.head) == (None, None)
     assert reasons(forms) == {"decode-form": "asked for", "split-head": "there is no decode form to share it with"}
     assert not (tmp_path / DECODE_NAME).exists()
-    with pytest.raises(UsageError, match="Unknown decode form 'fast': there are int8, weight-only, prefill"):
+    with pytest.raises(UsageError, match="Unknown decode form 'fast': there are mixed, weight-only, prefill"):
         written(tiny_llama_folder, tmp_path, decode="fast")
 
 
 def test_switched_off_forms_are_not_written(tiny_llama_folder, tmp_path):
-    forms = written(tiny_llama_folder, tmp_path, without=("merged-products", "scales-behind", "split-head"))
+    off = ("merged-products", "narrow-weight-only", "scales-behind", "split-head")
+    forms = written(tiny_llama_folder, tmp_path, without=off)
     assert (forms.decode, forms.head) == (None, None)
     assert reasons(forms) == {"decode-form": "switched off", "split-head": "switched off"}
     assert not (tmp_path / DECODE_NAME).exists()
