@@ -15,11 +15,7 @@ from spikeexport.graphs.onnxruntime.weights import MODULE_KEY, is_linear, read_w
 HEAD = "lm_head"
 """Module path of the head."""
 
-_BLOCKS = (128, 64, 32, 16)
-"""Preferred first: MatMulNBits reads weights fastest with the largest."""
-
-_MOST_PADDING = 1 / 8
-"""Share of a row's width that may be padded for a larger block."""
+_BLOCKS = (64, 32, 16)
 
 
 class BlockEmbedding(LoweringPass):
@@ -65,12 +61,8 @@ class BlockEmbedding(LoweringPass):
             domain=MICROSOFT,
             name=f"{node.name}/GatherBlockQuantized",
         )
-        found = insert_before(node, "Reshape", [rows.outputs[0], flat], name=f"{node.name}/Reshape")
-        width = (constant_shape(table) or (0, 0))[1]
-        if width < shape[1] * shape[2]:
-            ends = [add_constant(graph, f"embedding.{k}", np.array([v], np.int64)) for k, v in _ends(width).items()]
-            found = insert_before(node, "Slice", [found.outputs[0], *ends], name=f"{node.name}/Slice")
-        take_over(node.outputs[0], found.outputs[0])
+        merged = insert_before(node, "Reshape", [rows.outputs[0], flat], name=f"{node.name}/Reshape")
+        take_over(node.outputs[0], merged.outputs[0])
         self.applied += 1
 
     def _head(self, graph: ir.Graph, node: ir.Node) -> None:
@@ -86,13 +78,12 @@ class BlockEmbedding(LoweringPass):
         if quantized is None:
             return
         codes, scales = quantized
-        outputs, _, block = constant_shape(codes) or (0, 0, 0)
-        inputs = (constant_shape(table) or (0, 0))[0 if transpose is None else 1]
+        outputs, blocks, block = constant_shape(codes) or (0, 0, 0)
         product = insert_before(
             node,
             "MatMulNBits",
             [node.inputs[0], codes, scales],
-            nbits_attributes(inputs, outputs, block, self.accuracy),
+            nbits_attributes(blocks * block, outputs, block, self.accuracy),
             domain=MICROSOFT,
             name=f"{node.metadata_props.get(MODULE_KEY, node.name)}/MatMulNBits",
             metadata=node.metadata_props,
@@ -109,45 +100,36 @@ class BlockEmbedding(LoweringPass):
             self.skip(node, "its table is not a constant FP32 matrix")
             return None
         rows, width = shape[::-1] if transposed else shape
-        block = next((size for size in _BLOCKS if -width % size <= _MOST_PADDING * width), None)
+        block = next((size for size in _BLOCKS if width % size == 0), None)
         if block is None:
-            self.skip(node, f"width {width} is too small for blocks of {_BLOCKS[-1]}")
+            self.skip(node, f"width {width} is no multiple of {_BLOCKS[-1]}")
             return None
-        blocks = -(-width // block)
 
         def quantized(part: Callable[[np.ndarray, int], np.ndarray]) -> Callable[[], np.ndarray]:
             return lambda: part(_rows(table, transposed), block)
 
         codes = add_lazy_constant(
-            graph, f"{table.name}.blocks", quantized(block_codes), ir.DataType.UINT8, (rows, blocks, block)
+            graph, f"{table.name}.blocks", quantized(block_codes), ir.DataType.UINT8, (rows, width // block, block)
         )
         scales = add_lazy_constant(
-            graph, f"{table.name}.block_scales", quantized(block_scales), ir.DataType.FLOAT, (rows, blocks)
+            graph, f"{table.name}.block_scales", quantized(block_scales), ir.DataType.FLOAT, (rows, width // block)
         )
         return codes, scales
 
 
 def block_scales(table: np.ndarray, block: int) -> np.ndarray:
     """Returns float32 [rows, blocks]: absmax / 127 of each block, 1 where a block is all zero."""
-    absmax = np.abs(_in_blocks(table, block)).max(axis=2).astype(np.float32)
+    rows, width = table.shape
+    absmax = np.abs(table.reshape(rows, width // block, block)).max(axis=2).astype(np.float32)
     return np.where(absmax > 0, absmax / np.float32(127), np.float32(1))
 
 
 def block_codes(table: np.ndarray, block: int) -> np.ndarray:
-    """Returns uint8 [rows, blocks, block] with zero point 128 for a float table [rows, width], padded with zeros."""
-    scales = block_scales(table, block)[:, :, None]
-    codes = np.rint(_in_blocks(table, block) / scales)
-    return (np.clip(codes, -127, 127) + 128).astype(np.uint8)
-
-
-def _in_blocks(table: np.ndarray, block: int) -> np.ndarray:
+    """Returns uint8 [rows, blocks, block] with zero point 128 for a float table [rows, width]."""
     rows, width = table.shape
-    return np.pad(table, ((0, 0), (0, -width % block))).reshape(rows, -1, block)
-
-
-def _ends(width: int) -> dict[str, int]:
-    """Returns the inputs of a Slice that keeps the first `width` channels."""
-    return {"first": 0, "width": width, "axis": -1}
+    scales = block_scales(table, block)[:, :, None]
+    codes = np.rint(table.reshape(rows, width // block, block) / scales)
+    return (np.clip(codes, -127, 127) + 128).astype(np.uint8)
 
 
 def _rows(table: ir.Value, transposed: bool) -> np.ndarray:
