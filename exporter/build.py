@@ -74,9 +74,8 @@ def build(
         timing_cache: File of kernel timings, read when it exists and written back.
         workspace_bytes: Most scratch memory of one kernel.
         without: Lowering passes to leave out (onnxruntime).
-        decode: How single tokens run (onnxruntime): "mixed" with the inputs of wide linears in INT8 and the others
-            unquantised, which is fastest; "weight-only" with no input quantised; "prefill" as prompts do, in one graph
-            with one copy of the weights in memory.
+        decode: How single tokens run (onnxruntime): "int8" as prompts do, in one graph; "weight-only" with unquantised
+            inputs, in a graph of their own over the same file.
 
     Raises:
         UsageError: Options that are out of range or contradict each other.

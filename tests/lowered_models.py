@@ -91,7 +91,7 @@ def open_pair(
     *,
     without: tuple[str, ...] = (),
     chunk: int = EngineSettings.chunk,
-    decode: DecodeForm = "mixed",
+    decode: DecodeForm = "int8",
     **options,
 ) -> Pair:
     """Writes both forms of the model in `folder` into `work` and opens them; options as for `portable`."""
@@ -104,7 +104,7 @@ def open_pair(
         for name, value in model.graph.initializers.items()
         if name.startswith("prefix.") and name.endswith((".key", ".value"))
     )
-    reports = lower(model, without)
+    reports = lower(model, without, decode)
     forms = write_forms(model, work / "lowered.onnx", (DECODE_NAME, HEAD_NAME), without, decode)
     return Pair(
         OnnxRunner(work / "portable.onnx", Assets(folder, ids), ONE_THREAD),

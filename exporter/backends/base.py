@@ -26,7 +26,7 @@ class BuildOptions:
         timing_cache: File of kernel timings, read when it exists and written back.
         workspace_bytes: Most scratch memory of one kernel; None = the backend's own limit.
         without: Names of lowering passes to leave out, for a backend that `lowers`.
-        decode: How single tokens run, for a backend that `lowers`: "mixed", "weight-only" or "prefill".
+        decode: How single tokens run, for a backend that `lowers`: "int8" or "weight-only".
     """
 
     DEFAULT_MAX_SEQ: ClassVar[int] = 2048
@@ -37,7 +37,7 @@ class BuildOptions:
     timing_cache: Path | None = None
     workspace_bytes: int | None = None
     without: tuple[str, ...] = ()
-    decode: DecodeForm = "mixed"
+    decode: DecodeForm = "int8"
 
 
 class Backend(ABC):

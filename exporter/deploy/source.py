@@ -87,8 +87,8 @@ def build_notes(source: Source) -> tuple[str, ...]:
         notes.append(f"one prompt at a time; for batches deploy the .onnx that {source.path.name} came from")
     if (source.path / DECODE_NAME).is_file():
         notes.append(
-            "decode runs W8A8 as prefill does, where `spikeexport generate` leaves inputs unquantised: "
-            "`build --decode prefill` gives a folder whose own text is the deployed one's"
+            "decode runs W8A8 as prefill does, where `spikeexport generate` leaves inputs unquantised: without "
+            "`build --decode weight-only` a folder's own text is the deployed one's"
         )
     return tuple(notes)
 

@@ -7,9 +7,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import onnx_ir as ir
-from spikeexport.calibration.foundation.errors import UsageError
 from spikeexport.graphs.onnxruntime.group_query_attention import SEQLENS
-from spikeexport.graphs.onnxruntime.lowering import DECODE_LOWERING, DECODE_MORE, DecodeForm, PassReport, run_passes
+from spikeexport.graphs.onnxruntime.lowering import DECODE_LOWERING, DecodeForm, PassReport, run_passes
 from spikeexport.graphs.onnxruntime.lowering_pass import Skip
 from spikeexport.graphs.onnxruntime.split_head import SPLIT_HEAD, split_head
 from spikeexport.graphs.saving import data_name, externalise
@@ -33,7 +32,7 @@ class Forms:
 
 
 def write_forms(
-    model: ir.Model, path: Path, names: tuple[str, str], without: Collection[str] = (), decode: DecodeForm = "mixed"
+    model: ir.Model, path: Path, names: tuple[str, str], without: Collection[str] = (), decode: DecodeForm = "int8"
 ) -> Forms:
     """Writes a lowered model as its forms, the weights once.
 
@@ -42,13 +41,8 @@ def write_forms(
         path: The prefill form's file; its external data holds the weights of all.
         names: File names of the decode form and of the head, beside it.
         without: `split-head` and passes of the decode form to leave out.
-        decode: The decode form; none is written where it would be the prefill form.
-
-    Raises:
-        UsageError: There is no such decode form.
+        decode: What it was lowered for; "weight-only" has a decode form of its own.
     """
-    if decode not in DECODE_LOWERING:
-        raise UsageError(f"Unknown decode form {decode!r}: there are {', '.join(DECODE_LOWERING)}.")
     externalise(model, path.parent, data_name(path.name))
     shared = any(value.name == SEQLENS for value in model.graph.inputs)
     step, step_reports = _decode(model, without, decode, shared)
@@ -61,6 +55,8 @@ def write_forms(
 
 DECODE_FORM = "decode-form"
 """Name of the report that says whether there is a decode form, and why not."""
+
+_ONE_GRAPH = "one graph for both phases"
 
 _NOT_SHARED = "past and present are apart: one graph does for all"
 
@@ -81,14 +77,12 @@ def _decode(
     model: ir.Model, without: Collection[str], form: DecodeForm, shared: bool
 ) -> tuple[ir.Model | None, tuple[PassReport, ...]]:
     """Returns the decode form, or None where no linear would run otherwise than in the prefill form."""
-    steps = DECODE_LOWERING[form]
-    if not shared or not steps:
-        why = "asked for" if shared else _NOT_SHARED
+    if form == "int8" or not shared:
+        why = _ONE_GRAPH if shared else _NOT_SHARED
         return None, (PassReport(DECODE_FORM, 0, (Skip("model", why),)),)
     decode = model.clone()
-    reports = run_passes(decode, steps, without)
+    reports = run_passes(decode, DECODE_LOWERING, without)
     if not any(report.applied for report in reports):
         skips = tuple(skip for report in reports for skip in report.skips)
         return None, (PassReport(DECODE_FORM, 0, skips[:1] or (Skip("model", "no linear is W8A8"),)),)
-    more = run_passes(decode, DECODE_MORE, without)
-    return decode, (PassReport(DECODE_FORM, 1, ()), *reports, *more)
+    return decode, (PassReport(DECODE_FORM, 1, ()), *reports)

@@ -65,6 +65,11 @@ class IntegerLinears(LoweringPass):
         self.applied += 1
 
 
+def is_integer_product(node: ir.Node) -> bool:
+    """Returns whether a node multiplies codes by INT8 weights."""
+    return node.op_type == "MatMulIntegerToFloat" and node.domain == MICROSOFT
+
+
 def _quantize_to_u8(graph: ir.Graph, static_input: StaticInput) -> ir.Value:
     quantize, shifted = static_input.quantize, static_input.zero_point + SHIFT
     zero_point = add_constant(graph, f"zero_point_u8_{shifted}", np.array(shifted, np.uint8))

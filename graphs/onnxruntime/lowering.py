@@ -4,25 +4,25 @@ from __future__ import annotations
 
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, get_args
 
 import onnx_ir as ir
 from spikeexport.calibration.foundation.errors import UsageError
 from spikeexport.graphs.onnxruntime.block_embedding import BlockEmbedding
 from spikeexport.graphs.onnxruntime.float32 import CastToFloat32
 from spikeexport.graphs.onnxruntime.group_query_attention import FuseGroupQueryAttention
-from spikeexport.graphs.onnxruntime.integer_decode import MergeProducts, ScalesBehind
 from spikeexport.graphs.onnxruntime.integer_linear import IntegerLinears
 from spikeexport.graphs.onnxruntime.logit_positions import GatherLogitPositions
 from spikeexport.graphs.onnxruntime.lowering_pass import LoweringPass, Skip
+from spikeexport.graphs.onnxruntime.merged_products import MergeProducts, ScalesBehind
 from spikeexport.graphs.onnxruntime.packed_qkv import PackQkv
 from spikeexport.graphs.onnxruntime.rms_norm import FoldNormWeights, FuseSkipNorm, SimplifyRmsNorm
 from spikeexport.graphs.onnxruntime.split_head import SPLIT_HEAD
-from spikeexport.graphs.onnxruntime.weight_only_decode import NarrowWeightOnlyDecode, WeightOnlyDecode
+from spikeexport.graphs.onnxruntime.weight_only_decode import WeightOnlyDecode
 from spikeexport.graphs.onnxruntime.weight_only_linear import WeightOnlyLinears
 
-DecodeForm = Literal["mixed", "weight-only", "prefill"]
-"""How single tokens run: wide products in W8A8 and the others weight-only, all weight-only, or as prompts do."""
+DecodeForm = Literal["int8", "weight-only"]
+"""How single tokens run: in W8A8 as prompts do, or with unquantised inputs in a graph of their own."""
 
 LOWERING: tuple[type[LoweringPass], ...] = (
     CastToFloat32,
@@ -34,26 +34,18 @@ LOWERING: tuple[type[LoweringPass], ...] = (
     BlockEmbedding,
     FoldNormWeights,
     SimplifyRmsNorm,
+    FuseSkipNorm,
 )
 """What turns a portable graph into ONNX Runtime's, in order."""
 
-DECODE_LOWERING: dict[DecodeForm, tuple[type[LoweringPass], ...]] = {
-    "mixed": (MergeProducts, NarrowWeightOnlyDecode, ScalesBehind),
-    "weight-only": (WeightOnlyDecode,),
-    "prefill": (),
-}
-"""What turns a lowered graph into each decode form, in order; a form in which none of it applies is not kept."""
+BOTH_PHASES: tuple[type[LoweringPass], ...] = (MergeProducts, ScalesBehind)
+"""What follows where one graph runs prompts and single tokens."""
 
-DECODE_MORE: tuple[type[LoweringPass], ...] = (FuseSkipNorm,)
-"""What every decode form has besides."""
+DECODE_LOWERING: tuple[type[LoweringPass], ...] = (WeightOnlyDecode,)
+"""What turns a lowered graph into its weight-only decode form, in order."""
 
-PASS_NAMES = (
-    *(step.name for step in LOWERING),
-    SPLIT_HEAD,
-    *(step.name for steps in DECODE_LOWERING.values() for step in steps),
-    *(step.name for step in DECODE_MORE),
-)
-"""What can be switched off, in order: the passes, the cut in front of the head, the passes of the decode form."""
+PASS_NAMES = (*(step.name for step in (*LOWERING, *BOTH_PHASES, *DECODE_LOWERING)), SPLIT_HEAD)
+"""What can be switched off, in order: the passes, those of the decode form, the cut in front of the head."""
 
 
 @dataclass(frozen=True)
@@ -71,20 +63,23 @@ class PassReport:
     skips: tuple[Skip, ...]
 
 
-def lower(model: ir.Model, without: Collection[str] = ()) -> tuple[PassReport, ...]:
+def lower(model: ir.Model, without: Collection[str] = (), decode: DecodeForm = "int8") -> tuple[PassReport, ...]:
     """Lowers `model` in place.
 
     Args:
         model: A portable graph; its weights stay lazy.
         without: Names of passes to leave out; the graph stays right and gets slower.
+        decode: How single tokens are to run.
 
     Raises:
-        UsageError: `without` names an unknown pass.
+        UsageError: `without` names an unknown pass, or `decode` an unknown form.
     """
+    if decode not in get_args(DecodeForm):
+        raise UsageError(f"Unknown decode form {decode!r}: there are {', '.join(get_args(DecodeForm))}.")
     unknown = sorted(set(without) - set(PASS_NAMES))
     if unknown:
         raise UsageError(f"Unknown lowering pass {unknown[0]!r}: there are {', '.join(PASS_NAMES)}.")
-    return run_passes(model, LOWERING, without)
+    return run_passes(model, (*LOWERING, *BOTH_PHASES) if decode == "int8" else LOWERING, without)
 
 
 def run_passes(

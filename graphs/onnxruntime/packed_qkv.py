@@ -4,9 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-import numpy as np
 import onnx_ir as ir
-from spikeexport.graphs.onnxruntime.constants import add_lazy_constant, constant_array, constant_shape
+from spikeexport.graphs.onnxruntime.constants import concatenated, constant_shape
 from spikeexport.graphs.onnxruntime.edits import insert_before, only_reader
 from spikeexport.graphs.onnxruntime.lowering_pass import MICROSOFT, LoweringPass
 from spikeexport.graphs.onnxruntime.weights import MODULE_KEY
@@ -70,7 +69,7 @@ def _pack(graph: ir.Graph, products: list[ir.Node]) -> ir.Node:
     inputs = list(first.inputs)
     for place, axis in axes.items():
         if place < len(inputs) and inputs[place] is not None:
-            inputs[place] = _concatenate(graph, [product.inputs[place] for product in products], axis)
+            inputs[place] = concatenated(graph, [product.inputs[place] for product in products], axis)
     attributes = {name: attribute.value for name, attribute in first.attributes.items()}
     if "N" in attributes:
         attributes["N"] = sum(product.attributes["N"].as_int() for product in products)
@@ -88,18 +87,3 @@ def _pack(graph: ir.Graph, products: list[ir.Node]) -> ir.Node:
 def _packed_name(first: ir.Node) -> str:
     scope, _, operator = str(first.name).rpartition("/")
     return f"{scope.rpartition('.')[0]}.qkv_proj/{operator}"
-
-
-def _concatenate(graph: ir.Graph, parts: Sequence[ir.Value | None], axis: int) -> ir.Value:
-    values = [part for part in parts if part is not None]
-    shapes = [constant_shape(value) for value in values]
-    shape = list(shapes[0] or ())
-    shape[axis] = sum(part[axis] for part in shapes if part is not None)
-    dtype = values[0].dtype
-    assert dtype is not None
-
-    def compute() -> np.ndarray:
-        arrays = [constant_array(value) for value in values]
-        return np.concatenate([array for array in arrays if array is not None], axis=axis)
-
-    return add_lazy_constant(graph, "+".join(str(value.name) for value in values), compute, dtype, shape)

@@ -6,7 +6,7 @@ import numpy as np
 import onnx_ir as ir
 from spikeexport.graphs.onnxruntime.constants import add_constant, constant_array
 from spikeexport.graphs.onnxruntime.edits import insert_before, producer, take_over
-from spikeexport.graphs.onnxruntime.integer_decode import is_integer_product, product_sizes
+from spikeexport.graphs.onnxruntime.integer_linear import is_integer_product
 from spikeexport.graphs.onnxruntime.lowering_pass import LoweringPass
 
 
@@ -23,7 +23,7 @@ class WeightOnlyDecode(LoweringPass):
     def rewrite(self, graph: ir.Graph) -> None:
         """Gives each integer product its unquantised input back."""
         for node in list(graph):
-            if not is_integer_product(node) or self.stays(node):
+            if not is_integer_product(node):
                 continue
             quantize = producer(node.inputs[0], "QuantizeLinear")
             if quantize is None:
@@ -31,29 +31,6 @@ class WeightOnlyDecode(LoweringPass):
                 continue
             _replace(node, quantize.inputs[0])
             self.applied += 1
-
-    def stays(self, node: ir.Node) -> bool:
-        """Returns whether an integer product is left as it is."""
-        return False
-
-
-class NarrowWeightOnlyDecode(WeightOnlyDecode):
-    """Weight-only for all but wide products, gate_proj and up_proj for the most part.
-
-    One token costs a wide product little for quantising its input and saves it MatMulNBits' scale per block; elsewhere
-    it is the other way round.
-    """
-
-    name = "narrow-weight-only"
-
-    def stays(self, node: ir.Node) -> bool:
-        """Returns whether a product has `WIDE` times as many outputs as inputs, or more."""
-        inputs, outputs = product_sizes(node) or (1, 0)
-        return outputs >= WIDE * inputs
-
-
-WIDE = 2
-"""Outputs per input from which integers are faster for one token (measured: 5.3 yes, 1.7 no difference)."""
 
 
 def _replace(node: ir.Node, source: ir.Value | None) -> None:

@@ -62,7 +62,7 @@ class OnnxRuntimeBackend(Backend):
         model = ir.load(portable.path)
         layers = sum(node.op_type == "Attention" for node in model.graph)
         prefix = prefix_arrays(model.graph)
-        reports = lower(model, options.without)
+        reports = lower(model, options.without, options.decode)
         shared = any(value.name == "seqlens_k" for value in model.graph.inputs)
         if shared and prefix:
             from safetensors.numpy import save

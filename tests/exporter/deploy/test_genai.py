@@ -78,7 +78,10 @@ def test_what_cannot_be_deployed_is_refused(written, tmp_path):
 def test_batches_are_for_the_exported_file(written, tmp_path):
     built = deploy(written.built, tmp_path / "built", layout="genai").deployment
     assert any("one prompt at a time" in note for note in built.notes)
-    assert any("--decode prefill" in note for note in built.notes)
+    assert not any("--decode" in note for note in built.notes)
+    weight_only = build(written.onnx, tmp_path / "weight_only", backend="onnxruntime", decode="weight-only").path
+    deployed = deploy(weight_only, tmp_path / "from_weight_only", layout="genai").deployment
+    assert any("without `build --decode weight-only`" in note for note in deployed.notes)
     exported = deploy(written.onnx, tmp_path / "onnx", layout="genai").deployment
     assert not any("one prompt at a time" in note for note in exported.notes)
     prompts = ["the train", "a much longer prompt than the other one is"]
@@ -126,7 +129,7 @@ def test_bf16_needs_a_gpu(tiny_llama_folder, tmp_path):
 
 
 def test_a_build_without_the_decode_form_generates_as_deployed(written, tmp_path):
-    one_form = build(written.onnx, tmp_path / "one", backend="onnxruntime", decode="prefill").path
+    one_form = build(written.onnx, tmp_path / "one", backend="onnxruntime").path
     deployed = deploy(one_form, tmp_path / "out", layout="genai").deployment
     assert not any("--decode" in note for note in deployed.notes)
     expected = list(generate(one_form, PROMPT, max_new_tokens=TOKENS).ids)

@@ -38,7 +38,7 @@ def test_decode_equals_prefill_on_the_same_tokens(pair):
 
 
 def test_integer_decode_equals_prefill_exactly_where_codes_agree(tiny_llama_folder, tmp_path):
-    lowered = open_pair(tiny_llama_folder, tmp_path, prefix=True, decode="prefill").lowered
+    lowered = open_pair(tiny_llama_folder, tmp_path, prefix=True).lowered
     ids = random_ids(1, 12)
     whole, _ = lowered.prefill(ids)
     first, cache = lowered.prefill(ids[:, :11])

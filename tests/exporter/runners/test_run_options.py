@@ -23,7 +23,7 @@ def onnx_file(tiny_llama_folder, tmp_path_factory):
 
 
 def test_settings_reach_the_built_runner(onnx_file):
-    built = build(onnx_file, backend="onnxruntime", decode="prefill").path
+    built = build(onnx_file, backend="onnxruntime").path
     options = RunOptions(threads=1, spinning=False, chunk=3)
     with open_configured(built, options) as runner, open_configured(built) as plain:
         session = runner._graphs.prefill.session.get_session_options()
@@ -37,7 +37,9 @@ def test_settings_reach_the_built_runner(onnx_file):
 
 
 def test_sessions_that_take_turns_do_not_spin_against_each_other(onnx_file, tmp_path):
-    with open_configured(build(onnx_file, tmp_path / "two", backend="onnxruntime").path) as runner:
+    with open_configured(
+        build(onnx_file, tmp_path / "two", backend="onnxruntime", decode="weight-only").path
+    ) as runner:
         for body in (runner._graphs.prefill, runner._graphs.decode):
             options = body.session.get_session_options()
             assert options.get_session_config_entry("session.force_spinning_stop") == "1"

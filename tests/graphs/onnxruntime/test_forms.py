@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import re
-from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -15,15 +13,17 @@ from spikeexport.calibration.foundation.errors import UsageError
 from spikeexport.calibration.options import PlanOptions
 from spikeexport.calibration.planner import make_plan
 from spikeexport.graphs.onnxruntime.forms import Forms, write_forms
-from spikeexport.graphs.onnxruntime.integer_decode import MergeProducts, ScalesBehind
 from spikeexport.graphs.onnxruntime.lowering import DecodeForm, lower
+from spikeexport.graphs.onnxruntime.merged_products import MergeProducts, ScalesBehind
 from spikeexport.graphs.onnxruntime.split_head import split_head
-from spikeexport.graphs.onnxruntime.weight_only_decode import NarrowWeightOnlyDecode, WeightOnlyDecode
+from spikeexport.graphs.onnxruntime.weight_only_decode import WeightOnlyDecode
 from spikeexport.graphs.portable import build_portable, decoder_linears
+from spikeexport.runners.assets import Assets
 from spikeexport.runners.engine_graphs import DECODE_NAME, HEAD_NAME
+from spikeexport.runners.ort_engine_runner import EngineSettings, OrtEngineRunner
 
 from tests.graphs.onnxruntime.test_families import EXACT, FAMILIES, TOLERANCE
-from tests.lowered_models import open_family_pair, open_pair, portable, random_ids
+from tests.lowered_models import ONE_THREAD, open_family_pair, open_pair, portable, random_ids
 from tests.tiny_models import tiny_family
 
 
@@ -31,11 +31,11 @@ def written(
     folder: Path,
     work: Path,
     without: tuple[str, ...] = (),
-    decode: DecodeForm = "mixed",
+    decode: DecodeForm = "weight-only",
     **options,
 ) -> Forms:
     model = portable(folder, dtype="fp32", **options)
-    lower(model, without)
+    lower(model, without, decode)
     return write_forms(model, work / "model.onnx", (DECODE_NAME, HEAD_NAME), without, decode)
 
 
@@ -43,9 +43,8 @@ def reasons(forms: Forms) -> dict[str, str]:
     return {report.name: report.skips[0].why for report in forms.reports if report.skips}
 
 
-@pytest.mark.parametrize("form", ["mixed", "weight-only"])
-def test_all_forms_read_one_weight_file(tiny_llama_folder, tmp_path, form):
-    forms = written(tiny_llama_folder, tmp_path, decode=form)
+def test_all_forms_read_one_weight_file(tiny_llama_folder, tmp_path):
+    forms = written(tiny_llama_folder, tmp_path)
     assert sorted(path.name for path in tmp_path.iterdir()) == [DECODE_NAME, HEAD_NAME, "model.onnx", "model.onnx.data"]
     places = {}
     for form in (forms.prefill, forms.decode, forms.head):
@@ -102,7 +101,7 @@ def test_decode_undoes_the_shift_of_an_input(tmp_path, sample_text_file, biased)
     )
     assert any(site.shift for site in plan.sites)
     model = build_portable(checkpoint, plan, tensors, dtype="fp32")
-    lower(model)
+    lower(model, decode="weight-only")
     forms = write_forms(model, tmp_path / "model.onnx", (DECODE_NAME, HEAD_NAME), decode="weight-only")
     ops = [{node.op_type for node in form.graph} for form in (forms.prefill, forms.decode)]
     assert "Sub" in ops[0]
@@ -124,71 +123,59 @@ def _give_biases(folder: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("form", "step"),
-    [
-        ("weight-only", WeightOnlyDecode),
-        ("mixed", MergeProducts),
-        ("mixed", NarrowWeightOnlyDecode),
-        ("mixed", ScalesBehind),
-    ],
+    ("form", "step"), [("weight-only", WeightOnlyDecode), ("int8", MergeProducts), ("int8", ScalesBehind)]
 )
 def test_running_a_pass_twice_changes_nothing(tiny_llama_folder, tmp_path, form, step):
-    decode = written(tiny_llama_folder, tmp_path, decode=form).decode
+    forms = written(tiny_llama_folder, tmp_path, decode=form)
     again = step()
-    assert not again(decode).modified
+    assert not again(forms.decode or forms.prefill).modified
     assert (again.applied, again.skips) == (0, [])
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-def test_products_that_stay_in_int8_multiply_the_same_codes(family, tmp_path, monkeypatch):
-    """With every product wide, what the decode form gives for a few tokens is what the prefill form gives for them."""
-    monkeypatch.setattr("spikeexport.graphs.onnxruntime.weight_only_decode.WIDE", 0)
-    pair = open_family_pair(family, tmp_path, without=EXACT, prefix=True)
-    done = {report.name: report.applied for report in pair.reports}
+def test_merged_products_multiply_the_same_codes(family, tmp_path):
+    off = (*EXACT, "merged-products", "scales-behind")
+    merged = open_family_pair(family, tmp_path / "merged", without=EXACT, prefix=True)
+    apart = open_family_pair(family, tmp_path / "apart", without=off, prefix=True)
+    done = {report.name: report.applied for report in merged.reports}
     assert done["scales-behind"] > 0
-    assert done["narrow-weight-only"] == 0
     assert done["merged-products"] > 0 or family == "phi3"
-    ids, runner = random_ids(1, 4), pair.lowered
-    assert runner._graphs.decode is not runner._graphs.prefill
-    found, _ = runner.prefill(ids)
-    runner.settings = replace(runner.settings, decode_rows=0)
-    expected, _ = runner.prefill(ids)
+    assert done["decode-form"] == 0
+    ids = random_ids(1, 9)
+    found, expected = merged.lowered.prefill(ids)[0], apart.lowered.prefill(ids)[0]
     # A code at the border of two steps may fall on either side.
     assert np.median(np.abs(found - expected)) < 2e-4
     assert (found - expected).std() < 0.02 * expected.std()
 
 
-@pytest.mark.parametrize("family", FAMILIES)
-def test_wide_products_stay_in_int8_and_the_others_are_weight_only(family, tmp_path):
-    pair = open_family_pair(family, tmp_path, without=EXACT, prefix=True)
-    decode = ir.load(tmp_path / DECODE_NAME).graph
-    kinds = {str(node.name): node.op_type for node in decode if "spikeexport.module" in node.metadata_props}
-    wide = {name for name, kind in kinds.items() if kind == "MatMulIntegerToFloat"}
-    narrow = {name for name, kind in kinds.items() if kind == "MatMul" and not name.startswith("lm_head")}
-    gates = {name for name in (*wide, *narrow) if re.search("gate_proj|gate_up|w1", name)}
-    outputs = {name for name in (*wide, *narrow) if "o_proj" in name}
-    assert gates <= wide
-    assert outputs <= narrow
-    assert (len(gates), len(outputs)) == (3, 3)
-    ids, runner = random_ids(1, 4), pair.lowered
-    found, _ = runner.prefill(ids)
-    runner.settings = replace(runner.settings, decode_rows=0)
-    expected, _ = runner.prefill(ids)
-    assert (found - expected).std() < 0.2 * expected.std()
+def test_a_split_in_another_order_would_show(tiny_llama_folder, tmp_path):
+    pair = open_pair(tiny_llama_folder, tmp_path, without=EXACT)
+    expected, _ = pair.lowered.prefill(random_ids(1, 9))
+    model = ir.load(tmp_path / "lowered.onnx")
+    for node in model.graph:
+        if node.op_type == "Split":
+            first, second = node.outputs
+            users = list(second.uses())
+            ir.convenience.replace_all_uses_with(first, second)
+            for user, place in users:
+                user.replace_input_with(place, first)
+    ir.save(model, tmp_path / "lowered.onnx")
+    swapped = OrtEngineRunner(tmp_path / "lowered.onnx", Assets(tiny_llama_folder, ()), (), EngineSettings(ONE_THREAD))
+    assert np.abs(swapped.prefill(random_ids(1, 9))[0] - expected).max() > 0.1
 
 
-def test_decode_in_the_prefill_form_needs_no_other_graph(tiny_llama_folder, tmp_path):
-    forms = written(tiny_llama_folder, tmp_path, decode="prefill")
+def test_one_graph_does_for_both_phases(tiny_llama_folder, tmp_path):
+    forms = written(tiny_llama_folder, tmp_path, decode="int8")
     assert (forms.decode, forms.head) == (None, None)
-    assert reasons(forms) == {"decode-form": "asked for", "split-head": "there is no decode form to share it with"}
+    why = {"decode-form": "one graph for both phases", "split-head": "there is no decode form to share it with"}
+    assert reasons(forms) == why
     assert not (tmp_path / DECODE_NAME).exists()
-    with pytest.raises(UsageError, match="Unknown decode form 'fast': there are mixed, weight-only, prefill"):
+    with pytest.raises(UsageError, match="Unknown decode form 'fast': there are int8, weight-only"):
         written(tiny_llama_folder, tmp_path, decode="fast")
 
 
 def test_switched_off_forms_are_not_written(tiny_llama_folder, tmp_path):
-    off = ("merged-products", "narrow-weight-only", "scales-behind", "split-head")
-    forms = written(tiny_llama_folder, tmp_path, without=off)
+    forms = written(tiny_llama_folder, tmp_path, without=("weight-only-decode", "split-head"))
     assert (forms.decode, forms.head) == (None, None)
     assert reasons(forms) == {"decode-form": "switched off", "split-head": "switched off"}
     assert not (tmp_path / DECODE_NAME).exists()
