@@ -44,8 +44,10 @@ def write_forms(
         decode: What it was lowered for; "weight-only" has a decode form of its own.
     """
     externalise(model, path.parent, data_name(path.name))
-    shared = any(value.name == SEQLENS for value in model.graph.inputs)
-    step, step_reports = _decode(model, without, decode, shared)
+    if decode == "int8":
+        ir.save(model, path)
+        return Forms(model, None, None, ())
+    step, step_reports = _decode(model, without)
     head, head_report = _head(model, step, SPLIT_HEAD in without)
     for form, name in ((model, path.name), (step, names[0]), (head, names[1])):
         if form is not None:
@@ -54,9 +56,7 @@ def write_forms(
 
 
 DECODE_FORM = "decode-form"
-"""Name of the report that says whether there is a decode form, and why not."""
-
-_ONE_GRAPH = "one graph for both phases"
+"""Name of the report that says whether there is the decode form that was asked for, and why not."""
 
 _NOT_SHARED = "past and present are apart: one graph does for all"
 
@@ -73,13 +73,10 @@ def _head(model: ir.Model, decode: ir.Model | None, off: bool) -> tuple[ir.Model
     return found, PassReport(SPLIT_HEAD, 1, ())
 
 
-def _decode(
-    model: ir.Model, without: Collection[str], form: DecodeForm, shared: bool
-) -> tuple[ir.Model | None, tuple[PassReport, ...]]:
-    """Returns the decode form, or None where no linear would run otherwise than in the prefill form."""
-    if form == "int8" or not shared:
-        why = _ONE_GRAPH if shared else _NOT_SHARED
-        return None, (PassReport(DECODE_FORM, 0, (Skip("model", why),)),)
+def _decode(model: ir.Model, without: Collection[str]) -> tuple[ir.Model | None, tuple[PassReport, ...]]:
+    """Returns the weight-only decode form, or None where no linear would run otherwise than in the prefill form."""
+    if all(value.name != SEQLENS for value in model.graph.inputs):
+        return None, (PassReport(DECODE_FORM, 0, (Skip("model", _NOT_SHARED),)),)
     decode = model.clone()
     reports = run_passes(decode, DECODE_LOWERING, without)
     if not any(report.applied for report in reports):

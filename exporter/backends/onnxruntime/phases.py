@@ -42,8 +42,8 @@ def read_phases(forms: Forms, prefill: ir.Graph, decode: Path) -> Phases:
     words = _counted(linear_operators(prefill, node_modules(forms.prefill.graph)))
     count = len(prefill) + head
     if forms.decode is None:
-        why = next(skip.why for report in forms.reports if report.name == DECODE_FORM for skip in report.skips)
-        return _one_form(words, why, count)
+        skips = [skip for report in forms.reports if report.name == DECODE_FORM for skip in report.skips]
+        return _one_form(words, skips[0].why if skips else "one graph for both phases", count)
     optimized = optimized_graph(decode, weight_only=True)
     operators = linear_operators(optimized, node_modules(forms.decode.graph))
     rewritten = {name for names in node_modules(forms.decode.graph).values() for name in names.split()} - {HEAD}
