@@ -110,18 +110,27 @@ class FakeQuantizer:
         """Replaces a fake-quantised weight, for example by one with error-compensated rounding."""
         self._weights[linear] = weight
 
+    def weight_without_own_fold(self, site: Site, linear: str) -> torch.Tensor | None:
+        """Returns the weight [out, in] that is rounded when the site's input stays unquantised, float32.
+
+        It has lost the site's own fold and is not rotated; None where there is neither, and nothing to round again.
+        """
+        s = self.own_folds.get(site.name)
+        if s is not None:
+            return self._float_weight(linear) / s
+        return None if self.transform(site.name).rotation is None else self._float_weight(linear)
+
     def left_out_weight(self, site: Site, linear: str) -> torch.Tensor:
         """Returns the weight [out, in] on its grid as it is when the site's input stays unquantised.
 
-        It reads the input as the folded model has it, and is rounded without the site's own fold and rotation.
+        It reads the input as the folded model has it.
         """
-        s = self.own_folds.get(site.name)
-        if s is None and self.transform(site.name).rotation is None:
+        weight = self.weight_without_own_fold(site, linear)
+        if weight is None:
             return self._weights[linear]
-        weight = self._float_weight(linear)
-        if s is None:
-            return fake_quantize_weight(weight, self._bits.weights)
-        return fake_quantize_weight(weight / s, self._bits.weights) * s
+        rounded = fake_quantize_weight(weight, self._bits.weights)
+        s = self.own_folds.get(site.name)
+        return rounded if s is None else rounded * s
 
     @contextlib.contextmanager
     def active(
@@ -139,15 +148,13 @@ class FakeQuantizer:
         modules = {linear: self._model.get_submodule(linear) for linear in self._structure.linears}
         try:
             for site in self._structure.sites:
-                linears = [linear for linear in site.linears if linear not in keep_weights]
-                if site.name not in scales:
-                    for linear in linears:
-                        modules[linear].forward = self._left_out_forward(site, linear, modules[linear])
-                    continue
-                transform = self.transform(site.name)
-                read = self._quantize_input(scales[site.name], transform)
-                for linear in linears:
-                    modules[linear].forward = self._forward(linear, modules[linear], read, transform.shift)
+                quantised = site.name in scales
+                transform = self.transform(site.name) if quantised else NONE
+                read = self._quantize_input(scales[site.name], transform) if quantised else transform
+                for linear in site.linears:
+                    if linear not in keep_weights:
+                        weight = self._weights[linear] if quantised else self.left_out_weight(site, linear)
+                        modules[linear].forward = _forward(modules[linear], weight, read, transform.shift)
             yield
         finally:
             for module in modules.values():
@@ -160,14 +167,6 @@ class FakeQuantizer:
 
     def _float_weight(self, linear: str) -> torch.Tensor:
         return self._model.get_submodule(linear).weight.detach().float()  # type: ignore[operator, union-attr]
-
-    def _left_out_forward(self, site: Site, linear: str, module: nn.Module):
-        weight, bias = self.left_out_weight(site, linear), module.bias
-
-        def forward(x: torch.Tensor) -> torch.Tensor:
-            return F.linear(x, weight, bias)  # type: ignore[arg-type]
-
-        return forward
 
     def _quantize_input(self, scale: float | None, transform: InputTransform):
         bits = self._bits.activations
@@ -183,13 +182,14 @@ class FakeQuantizer:
 
         return quantize
 
-    def _forward(self, linear: str, module: nn.Module, read, shift: torch.Tensor | None):
-        weight, bias = self._weights[linear], module.bias
-        if shift is not None:
-            # What was taken off comes back through the INT8 weight.
-            bias = F.linear(shift, weight, bias)  # type: ignore[arg-type]
 
-        def forward(x: torch.Tensor) -> torch.Tensor:
-            return F.linear(read(x), weight, bias)  # type: ignore[arg-type]
+def _forward(module: nn.Module, weight: torch.Tensor, read, shift: torch.Tensor | None):
+    bias = module.bias
+    if shift is not None:
+        # What was taken off comes back through the INT8 weight.
+        bias = F.linear(shift, weight, bias)  # type: ignore[arg-type]
 
-        return forward
+    def forward(x: torch.Tensor) -> torch.Tensor:
+        return F.linear(read(x), weight, bias)  # type: ignore[arg-type]
+
+    return forward

@@ -257,7 +257,7 @@ class _Planner:
         if not codes:
             return codes
         sites = [site for site in self._structure.sites if site.name in excluded]
-        codes = codes | round_left_out(self._model, sites, trial.solved, trial.quantizer.transforms, codes)
+        codes = codes | round_left_out(sites, trial.quantizer, trial.solved, codes)
         if self._options.excluded_precision == "w8a16":
             return codes
         linears = linears_of(self._structure, excluded)

@@ -69,11 +69,7 @@ def round_with_compensation(
 
 
 def round_left_out(
-    model: nn.Module,
-    sites: Collection[Site],
-    solved: SolvedFolds,
-    transforms: Mapping[str, InputTransform],
-    codes: PlanTensors,
+    sites: Collection[Site], quantizer: FakeQuantizer, solved: SolvedFolds, codes: PlanTensors
 ) -> PlanTensors:
     """Returns the codes that change when inputs are left unquantised, beside those of `round_with_compensation`.
 
@@ -81,22 +77,18 @@ def round_left_out(
     producer that the fold divided keeps its codes: only the scales of its rows grow by s again.
 
     Args:
-        model: Floating point, all folds applied.
         sites: Inputs that are left out.
+        quantizer: Of the model with all folds.
         solved: The folds.
-        transforms: Site name -> what would happen to the input before it is quantised.
         codes: Of all linears, with their scales.
     """
     changed: PlanTensors = {}
     for site in sites:
-        s = solved.own_scales.get(site.name)
-        if s is None and transforms.get(site.name, NONE).rotation is None:
-            continue
         for linear in site.linears:
-            weight = model.get_submodule(linear).weight.detach().float()  # type: ignore[operator, union-attr]
-            weight = weight if s is None else weight / s
-            scale = weight_scale(weight)
-            changed |= _named(linear, nearest_codes(weight, scale).to(torch.int8), scale)
+            weight = quantizer.weight_without_own_fold(site, linear)
+            if weight is not None:
+                scale = weight_scale(weight)
+                changed |= _named(linear, nearest_codes(weight, scale).to(torch.int8), scale)
     for fold in (solved.own[site.name] for site in sites if site.name in solved.own):
         name = code_scales_name(fold.producer)
         if name in codes:

@@ -63,13 +63,12 @@ class SolvedFolds:
 
     def without(self, sites: Collection[str]) -> SolvedFolds:
         """Returns the folds that are left when `sites` stay unquantised: those that serve one of them alone go."""
-        gone = [self.own[site] for site in sites if site in self.own]
-        keys = {fold.scales for fold in gone}
+        gone = {site: self.own[site].scales for site in sites if site in self.own}
         return SolvedFolds(
-            tuple(fold for fold in self.folds if fold not in gone),
-            {key: s for key, s in self.tensors.items() if key not in keys},
-            {site: s for site, s in self.input_scales.items() if site not in sites or site not in self.own},
-            {site: fold for site, fold in self.own.items() if site not in sites},
+            tuple(fold for fold in self.folds if fold.scales not in gone.values()),
+            {key: s for key, s in self.tensors.items() if key not in gone.values()},
+            {site: s for site, s in self.input_scales.items() if site not in gone},
+            {site: fold for site, fold in self.own.items() if site not in gone},
         )
 
 

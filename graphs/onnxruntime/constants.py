@@ -57,19 +57,3 @@ def add_lazy_constant(
     value = ir.val(name, const_value=tensor)
     graph.initializers.add(value)
     return value
-
-
-def concatenated(graph: ir.Graph, parts: Sequence[ir.Value | None], axis: int) -> ir.Value:
-    """Adds the initializers `parts` side by side as one, put together when the file is written."""
-    values = [part for part in parts if part is not None]
-    shapes = [constant_shape(value) for value in values]
-    shape = list(shapes[0] or ())
-    shape[axis] = sum(part[axis] for part in shapes if part is not None)
-    dtype = values[0].dtype
-    assert dtype is not None
-
-    def compute() -> np.ndarray:
-        arrays = [constant_array(value) for value in values]
-        return np.concatenate([array for array in arrays if array is not None], axis=axis)
-
-    return add_lazy_constant(graph, "+".join(str(value.name) for value in values), compute, dtype, shape)

@@ -8,9 +8,10 @@ from pathlib import Path
 
 import onnx_ir as ir
 from spikeexport.graphs.onnxruntime.group_query_attention import SEQLENS
-from spikeexport.graphs.onnxruntime.lowering import DECODE_LOWERING, DecodeForm, PassReport, run_passes
+from spikeexport.graphs.onnxruntime.lowering import DecodeForm, PassReport, run_passes
 from spikeexport.graphs.onnxruntime.lowering_pass import Skip
 from spikeexport.graphs.onnxruntime.split_head import SPLIT_HEAD, split_head
+from spikeexport.graphs.onnxruntime.weight_only_decode import WeightOnlyDecode
 from spikeexport.graphs.saving import data_name, externalise
 
 
@@ -78,8 +79,7 @@ def _decode(model: ir.Model, without: Collection[str]) -> tuple[ir.Model | None,
     if all(value.name != SEQLENS for value in model.graph.inputs):
         return None, (PassReport(DECODE_FORM, 0, (Skip("model", _NOT_SHARED),)),)
     decode = model.clone()
-    reports = run_passes(decode, DECODE_LOWERING, without)
-    if not any(report.applied for report in reports):
-        skips = tuple(skip for report in reports for skip in report.skips)
-        return None, (PassReport(DECODE_FORM, 0, skips[:1] or (Skip("model", "no linear is W8A8"),)),)
-    return decode, (PassReport(DECODE_FORM, 1, ()), *reports)
+    (report,) = run_passes(decode, (WeightOnlyDecode,), without)
+    if not report.applied:
+        return None, (PassReport(DECODE_FORM, 0, report.skips[:1] or (Skip("model", "no linear is W8A8"),)),)
+    return decode, (PassReport(DECODE_FORM, 1, ()), report)

@@ -41,11 +41,8 @@ LOWERING: tuple[type[LoweringPass], ...] = (
 BOTH_PHASES: tuple[type[LoweringPass], ...] = (MergeProducts, ScalesBehind)
 """What follows where one graph runs prompts and single tokens."""
 
-DECODE_LOWERING: tuple[type[LoweringPass], ...] = (WeightOnlyDecode,)
-"""What turns a lowered graph into its weight-only decode form, in order."""
-
-PASS_NAMES = (*(step.name for step in (*LOWERING, *BOTH_PHASES, *DECODE_LOWERING)), SPLIT_HEAD)
-"""What can be switched off, in order: the passes, those of the decode form, the cut in front of the head."""
+PASS_NAMES = (*(step.name for step in (*LOWERING, *BOTH_PHASES)), WeightOnlyDecode.name, SPLIT_HEAD)
+"""What can be switched off, in order: the passes, that of the decode form, the cut in front of the head."""
 
 
 @dataclass(frozen=True)

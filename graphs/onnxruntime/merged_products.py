@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import numpy as np
 import onnx_ir as ir
-from spikeexport.graphs.onnxruntime.constants import add_constant, concatenated, constant_shape
+from spikeexport.graphs.onnxruntime.constants import add_constant, constant_shape
 from spikeexport.graphs.onnxruntime.edits import insert_before, take_over
 from spikeexport.graphs.onnxruntime.integer_linear import is_integer_product
-from spikeexport.graphs.onnxruntime.lowering_pass import MICROSOFT, LoweringPass
-from spikeexport.graphs.onnxruntime.weights import MODULE_KEY
+from spikeexport.graphs.onnxruntime.lowering_pass import LoweringPass
+from spikeexport.graphs.onnxruntime.packed_qkv import scope_of, side_by_side
 
 _CODES, _WEIGHT, _SCALE, _WEIGHT_SCALE, _BIAS = 0, 1, 2, 3, 6
 """Inputs of MatMulIntegerToFloat."""
@@ -45,36 +45,24 @@ class ScalesBehind(LoweringPass):
 
     def rewrite(self, graph: ir.Graph) -> None:
         """Rewrites every integer product that has a scale per output channel and no bias."""
-        one = None
         for node in list(graph):
             if not is_integer_product(node) or _bias(node) is not None or not _is_per_channel(node):
                 continue
-            one = one or add_constant(graph, "scale_of_one", np.array(1, np.float32))
             inputs = list(node.inputs[:_BIAS])
-            inputs[_WEIGHT_SCALE] = one
+            inputs[_WEIGHT_SCALE] = add_constant(graph, "scale_of_one", np.array(1, np.float32))
             product = insert_before(
                 node, node.op_type, inputs, domain=node.domain, name=node.name, metadata=node.metadata_props
             )
-            scope = str(node.name).rpartition("/")[0]
-            scaled = insert_before(node, "Mul", [product.outputs[0], node.inputs[_WEIGHT_SCALE]], name=f"{scope}/Scale")
+            factors = [product.outputs[0], node.inputs[_WEIGHT_SCALE]]
+            scaled = insert_before(node, "Mul", factors, name=f"{scope_of(node)}/Scale")
             take_over(node.outputs[0], scaled.outputs[0])
             self.applied += 1
 
 
 def _merge(graph: ir.Graph, nodes: list[ir.Node]) -> None:
-    first, names = nodes[0], [str(node.metadata_props.get(MODULE_KEY, node.name)) for node in nodes]
-    scope = f"{names[0]}+{names[1].rpartition('.')[2] if len(names) == 2 else len(names) - 1}"
-    inputs = list(first.inputs)
-    for place, axis in ((_WEIGHT, 1), (_WEIGHT_SCALE, 0)):
-        inputs[place] = concatenated(graph, [node.inputs[place] for node in nodes], axis)
-    product = insert_before(
-        first,
-        "MatMulIntegerToFloat",
-        inputs,
-        domain=MICROSOFT,
-        name=f"{scope}/MatMulIntegerToFloat",
-        metadata={MODULE_KEY: " ".join(names)},
-    )
+    first, second = nodes[:2]
+    scope = f"{scope_of(first)}+{scope_of(second).rpartition('.')[2] if len(nodes) == 2 else len(nodes) - 1}"
+    product = side_by_side(graph, nodes, scope)
     sizes = [(constant_shape(node.inputs[_WEIGHT]) or (0, 0))[1] for node in nodes]
     lengths = add_constant(graph, "split." + ".".join(map(str, sizes)), np.array(sizes, np.int64))
     source = [product.outputs[0], lengths]

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+import numpy as np
 import onnx_ir as ir
-from spikeexport.graphs.onnxruntime.constants import concatenated, constant_shape
+from spikeexport.graphs.onnxruntime.constants import add_lazy_constant, constant_array, constant_shape
 from spikeexport.graphs.onnxruntime.edits import insert_before, only_reader
 from spikeexport.graphs.onnxruntime.lowering_pass import MICROSOFT, LoweringPass
 from spikeexport.graphs.onnxruntime.weights import MODULE_KEY
@@ -29,7 +30,8 @@ class PackQkv(LoweringPass):
             if reason is not None:
                 self.skip(node, reason)
                 continue
-            packed = _pack(graph, [product for product in products if product is not None])
+            found = [product for product in products if product is not None]
+            packed = side_by_side(graph, found, f"{scope_of(found[0]).rpartition('.')[0]}.qkv_proj")
             node.replace_input_with(0, packed.outputs[0])
             node.replace_input_with(1, None)
             node.replace_input_with(2, None)
@@ -64,12 +66,13 @@ def _why_not_packable(products: Sequence[ir.Node | None]) -> str | None:
     return None
 
 
-def _pack(graph: ir.Graph, products: list[ir.Node]) -> ir.Node:
+def side_by_side(graph: ir.Graph, products: Sequence[ir.Node], scope: str) -> ir.Node:
+    """Inserts one product, named after `scope`, with the weights of `products`: of one kind, on one input."""
     first, axes = products[0], _WEIGHT_AXES[products[0].op_type]
     inputs = list(first.inputs)
     for place, axis in axes.items():
         if place < len(inputs) and inputs[place] is not None:
-            inputs[place] = concatenated(graph, [product.inputs[place] for product in products], axis)
+            inputs[place] = _concatenate(graph, [product.inputs[place] for product in products], axis)
     attributes = {name: attribute.value for name, attribute in first.attributes.items()}
     if "N" in attributes:
         attributes["N"] = sum(product.attributes["N"].as_int() for product in products)
@@ -79,11 +82,26 @@ def _pack(graph: ir.Graph, products: list[ir.Node]) -> ir.Node:
         inputs,
         attributes,
         domain=first.domain,
-        name=_packed_name(first),
+        name=f"{scope}/{str(first.name).rpartition('/')[2]}",
         metadata={MODULE_KEY: " ".join(product.metadata_props.get(MODULE_KEY, "") for product in products).strip()},
     )
 
 
-def _packed_name(first: ir.Node) -> str:
-    scope, _, operator = str(first.name).rpartition("/")
-    return f"{scope.rpartition('.')[0]}.qkv_proj/{operator}"
+def scope_of(product: ir.Node) -> str:
+    """Returns the name of a product's node without its operator: the linear's module path."""
+    return str(product.name).rpartition("/")[0]
+
+
+def _concatenate(graph: ir.Graph, parts: Sequence[ir.Value | None], axis: int) -> ir.Value:
+    values = [part for part in parts if part is not None]
+    shapes = [constant_shape(value) for value in values]
+    shape = list(shapes[0] or ())
+    shape[axis] = sum(part[axis] for part in shapes if part is not None)
+    dtype = values[0].dtype
+    assert dtype is not None
+
+    def compute() -> np.ndarray:
+        arrays = [constant_array(value) for value in values]
+        return np.concatenate([array for array in arrays if array is not None], axis=axis)
+
+    return add_lazy_constant(graph, "+".join(str(value.name) for value in values), compute, dtype, shape)
